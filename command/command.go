@@ -1,0 +1,122 @@
+package command
+
+// Level is the highest command level this build knows. A leader proposes
+// nothing above the lowest level of all members. It goes up by one whenever a
+// kind of command, or a field that changes what a command does, is added.
+const Level = 1
+
+// Limits that are part of the contract with every node. They are judged before
+// a command is proposed, never inside the state machine.
+const (
+	// MaxKey is the longest key in bytes.
+	MaxKey = 2 << 10
+	// DefaultMaxValue is the largest value in bytes unless configured.
+	DefaultMaxValue = 512 << 10
+	// MaxEntry bounds the bytes of writes that share one log entry. A single
+	// command may be larger.
+	MaxEntry = 1 << 20
+)
+
+// Kind names a command in the log.
+type Kind uint8
+
+// The kinds. Numbers are part of the log format and never reused.
+const (
+	KindTerm         Kind = 1
+	KindInit         Kind = 2
+	KindMemberSet    Kind = 3
+	KindMemberRemove Kind = 4
+	KindPut          Kind = 5
+	KindDelete       Kind = 6
+	KindDeleteTree   Kind = 7
+	KindPutMany      Kind = 8
+)
+
+// Command is one write: what a client asked for, complete, so that every node
+// that applies it comes to the same state. Values may share memory with the
+// buffer a command was decoded from.
+type Command interface {
+	Kind() Kind
+	append(b []byte) []byte
+}
+
+// Term is the first command a new leader proposes. Until the state machine has
+// applied it, the leader answers no read index. It carries nothing: the term
+// is that of its entry.
+type Term struct{}
+
+// Init gives the cluster its identity and its first members. It is proposed
+// once, by the node that bootstrapped; a second Init changes nothing.
+type Init struct {
+	Cluster Cluster
+	Members []Member
+}
+
+// MemberSet adds a member or replaces the one with the same ID.
+type MemberSet struct{ Member Member }
+
+// MemberRemove removes a member. Removing an unknown one changes nothing.
+type MemberRemove struct{ ID string }
+
+// PutMode says under which condition a Put happens.
+type PutMode uint8
+
+// The put modes.
+const (
+	PutAlways  PutMode = iota
+	PutCAS             // only if ModifyRevision equals Index; 0: only if absent
+	PutAcquire         // take the lock for Session
+	PutRelease         // give the lock of Session back
+)
+
+// Put sets a key. Its result is false when the condition failed.
+type Put struct {
+	Key     string
+	Value   []byte
+	Flags   uint64
+	Mode    PutMode
+	Index   uint64 // PutCAS
+	Session string // PutAcquire, PutRelease
+}
+
+// Delete removes a key. With CAS it does so only if ModifyRevision equals
+// Index. Removing an absent key succeeds and changes nothing.
+type Delete struct {
+	Key   string
+	CAS   bool
+	Index uint64
+}
+
+// DeleteTree removes all keys that start with Prefix, in one step.
+type DeleteTree struct{ Prefix string }
+
+// KV is one pair of a PutMany.
+type KV struct {
+	Key   string
+	Value []byte
+	Flags uint64
+}
+
+// PutMany sets many keys in one step: all of them share one revision.
+type PutMany struct{ KVs []KV }
+
+// Kind implements Command.
+func (*Term) Kind() Kind         { return KindTerm }
+func (*Init) Kind() Kind         { return KindInit }
+func (*MemberSet) Kind() Kind    { return KindMemberSet }
+func (*MemberRemove) Kind() Kind { return KindMemberRemove }
+func (*Put) Kind() Kind          { return KindPut }
+func (*Delete) Kind() Kind       { return KindDelete }
+func (*DeleteTree) Kind() Kind   { return KindDeleteTree }
+func (*PutMany) Kind() Kind      { return KindPutMany }
+
+// Result is what one command came to.
+type Result struct {
+	// OK is false when the command's condition did not hold.
+	OK bool
+	// Revision is the revision the command made, or, when it changed nothing,
+	// the one at which that was decided.
+	Revision uint64
+	// Err is a refusal by the state machine itself, e.g. ErrInvalidSession.
+	Err error
+}

@@ -1,0 +1,291 @@
+package command
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// A log entry is
+//
+//	version (1 byte) | stamp (8) | wall (8) | commands
+//
+// and each command
+//
+//	kind (1 byte) | length of body (uvarint) | body
+//
+// Integers are big endian or uvarint; strings and byte slices are a uvarint
+// length and the bytes. Bodies of rare commands are JSON.
+const (
+	entryVersion = 1
+	entryHeader  = 1 + 8 + 8
+)
+
+// Stamp is a moment of cluster time in nanoseconds. Cluster time starts at 0
+// with the cluster, is set by leaders from a steady clock and continues over
+// leader changes from the last applied stamp, so it never goes back and no
+// wall clock can move it.
+type Stamp int64
+
+// Entry is the data of one Raft log entry: writes that share it, and when it
+// was proposed.
+type Entry struct {
+	Stamp Stamp
+	// Wall is the proposer's wall clock, for display only.
+	Wall     time.Time
+	Commands []Command
+}
+
+// NewEntry returns the header of an entry, to which Append adds commands.
+func NewEntry(size int) []byte {
+	b := make([]byte, entryHeader, entryHeader+size)
+	b[0] = entryVersion
+	return b
+}
+
+// SetTime writes stamp and wall clock into an encoded entry.
+func SetTime(entry []byte, stamp Stamp, wall time.Time) {
+	binary.BigEndian.PutUint64(entry[1:], uint64(stamp))
+	binary.BigEndian.PutUint64(entry[9:], uint64(wall.UnixNano()))
+}
+
+// Append adds an encoded command to an entry, or to an empty slice to get the
+// command's own encoding (as a forwarded write travels).
+func Append(entry []byte, c Command) []byte {
+	entry = append(entry, byte(c.Kind()))
+	body := c.append(nil)
+	entry = binary.AppendUvarint(entry, uint64(len(body)))
+	return append(entry, body...)
+}
+
+// AppendEncoded adds a command that is encoded already.
+func AppendEncoded(entry, encoded []byte) []byte { return append(entry, encoded...) }
+
+// DecodeEntry is the inverse of NewEntry and Append. Values and keys share
+// memory with b.
+func DecodeEntry(b []byte) (Entry, error) {
+	if len(b) < entryHeader {
+		return Entry{}, fmt.Errorf("entry of %d bytes is shorter than its header", len(b))
+	}
+	if b[0] != entryVersion {
+		return Entry{}, fmt.Errorf("entry version %d is not known to this build", b[0])
+	}
+	e := Entry{
+		Stamp: Stamp(binary.BigEndian.Uint64(b[1:])),
+		Wall:  time.Unix(0, int64(binary.BigEndian.Uint64(b[9:]))),
+	}
+	b = b[entryHeader:]
+	for len(b) > 0 {
+		c, rest, err := Decode(b)
+		if err != nil {
+			return Entry{}, fmt.Errorf("command %d: %w", len(e.Commands), err)
+		}
+		e.Commands = append(e.Commands, c)
+		b = rest
+	}
+	return e, nil
+}
+
+// Decode reads the first command of b and returns what follows it.
+func Decode(b []byte) (c Command, rest []byte, err error) {
+	r := reader{b: b}
+	kind := Kind(r.byte())
+	body := reader{b: r.bytes()}
+	if r.err != nil {
+		return nil, nil, r.err
+	}
+	switch kind {
+	case KindTerm:
+		c = &Term{}
+	case KindInit:
+		v := &Init{}
+		body.json(v)
+		c = v
+	case KindMemberSet:
+		v := &MemberSet{}
+		body.json(&v.Member)
+		c = v
+	case KindMemberRemove:
+		c = &MemberRemove{ID: body.rest()}
+	case KindPut:
+		v := &Put{Mode: PutMode(body.byte()), Flags: body.uint()}
+		switch v.Mode {
+		case PutAlways:
+		case PutCAS:
+			v.Index = body.uint()
+		case PutAcquire, PutRelease:
+			v.Session = body.string()
+		default:
+			return nil, nil, fmt.Errorf("put mode %d is not known to this build", v.Mode)
+		}
+		v.Key, v.Value = body.string(), body.bytes()
+		c = v
+	case KindDelete:
+		v := &Delete{CAS: body.byte() == 1, Index: body.uint()}
+		v.Key = body.rest()
+		c = v
+	case KindDeleteTree:
+		c = &DeleteTree{Prefix: body.rest()}
+	case KindPutMany:
+		n := body.uint()
+		if n > uint64(len(body.b)) {
+			return nil, nil, fmt.Errorf("put-many claims %d pairs in %d bytes", n, len(body.b))
+		}
+		v := &PutMany{KVs: make([]KV, 0, n)}
+		for range n {
+			v.KVs = append(v.KVs, KV{Flags: body.uint(), Key: body.string(), Value: body.bytes()})
+		}
+		c = v
+	default:
+		return nil, nil, fmt.Errorf("command kind %d is not known to this build", kind)
+	}
+	if body.err != nil {
+		return nil, nil, fmt.Errorf("command kind %d: %w", kind, body.err)
+	}
+	if len(body.b) > 0 {
+		return nil, nil, fmt.Errorf("command kind %d: %d bytes too many", kind, len(body.b))
+	}
+	return c, r.b, nil
+}
+
+func (*Term) append(b []byte) []byte           { return b }
+func (c *Init) append(b []byte) []byte         { return appendJSON(b, c) }
+func (c *MemberSet) append(b []byte) []byte    { return appendJSON(b, &c.Member) }
+func (c *MemberRemove) append(b []byte) []byte { return append(b, c.ID...) }
+
+func (c *Put) append(b []byte) []byte {
+	b = append(b, byte(c.Mode))
+	b = binary.AppendUvarint(b, c.Flags)
+	switch c.Mode {
+	case PutCAS:
+		b = binary.AppendUvarint(b, c.Index)
+	case PutAcquire, PutRelease:
+		b = appendBytes(b, c.Session)
+	}
+	b = appendBytes(b, c.Key)
+	return appendBytes(b, c.Value)
+}
+
+func (c *Delete) append(b []byte) []byte {
+	cas := byte(0)
+	if c.CAS {
+		cas = 1
+	}
+	b = append(b, cas)
+	b = binary.AppendUvarint(b, c.Index)
+	return append(b, c.Key...)
+}
+
+func (c *DeleteTree) append(b []byte) []byte { return append(b, c.Prefix...) }
+
+func (c *PutMany) append(b []byte) []byte {
+	b = binary.AppendUvarint(b, uint64(len(c.KVs)))
+	for _, kv := range c.KVs {
+		b = binary.AppendUvarint(b, kv.Flags)
+		b = appendBytes(b, kv.Key)
+		b = appendBytes(b, kv.Value)
+	}
+	return b
+}
+
+// AppendResult encodes a result for the node that forwarded the command.
+func AppendResult(b []byte, r Result) []byte {
+	ok := byte(0)
+	if r.OK {
+		ok = 1
+	}
+	b = append(b, ok)
+	b = binary.AppendUvarint(b, r.Revision)
+	if r.Err != nil {
+		b = append(b, EncodeError(r.Err)...)
+	}
+	return b
+}
+
+// DecodeResult is the inverse of AppendResult.
+func DecodeResult(b []byte) (Result, error) {
+	r := reader{b: b}
+	res := Result{OK: r.byte() == 1, Revision: r.uint()}
+	if r.err != nil {
+		return Result{}, fmt.Errorf("decode result: %w", r.err)
+	}
+	if len(r.b) > 0 {
+		res.Err = DecodeError(r.b)
+	}
+	return res, nil
+}
+
+func appendBytes[T string | []byte](b []byte, v T) []byte {
+	b = binary.AppendUvarint(b, uint64(len(v)))
+	return append(b, v...)
+}
+
+func appendJSON(b []byte, v any) []byte {
+	j, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // plain structs of strings and numbers always marshal
+	}
+	return append(b, j...)
+}
+
+// reader takes values off the front of b. After the first error it returns
+// zero values, so a decoder checks err once, at its end.
+type reader struct {
+	b   []byte
+	err error
+}
+
+func (r *reader) fail(what string) {
+	if r.err == nil {
+		r.err = fmt.Errorf("cut off in %s", what)
+	}
+	r.b = nil
+}
+
+func (r *reader) byte() byte {
+	if len(r.b) < 1 {
+		r.fail("a byte")
+		return 0
+	}
+	v := r.b[0]
+	r.b = r.b[1:]
+	return v
+}
+
+func (r *reader) uint() uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 {
+		r.fail("a number")
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) bytes() []byte {
+	n := r.uint()
+	if r.err != nil || n > uint64(len(r.b)) {
+		r.fail("a string")
+		return nil
+	}
+	v := r.b[:n:n]
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) string() string { return string(r.bytes()) }
+
+func (r *reader) rest() string {
+	v := string(r.b)
+	r.b = nil
+	return v
+}
+
+func (r *reader) json(v any) {
+	if err := json.Unmarshal(r.b, v); err != nil {
+		r.fail("JSON (" + err.Error() + ")")
+		return
+	}
+	r.b = nil
+}

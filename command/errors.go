@@ -1,0 +1,168 @@
+package command
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// Error is a failure with a name that survives the wire: a node that forwards
+// a request, and the Go client, turn the code back into the same sentinel, so
+// errors.Is works on both sides.
+//
+// The message says what is wrong, in words for the person who sent the
+// request; the hint says what to do about it. Detail, when there is any, is
+// particular to one occurrence and is appended to the message.
+type Error struct {
+	Code    string
+	Message string
+	Hint    string
+	Detail  string
+}
+
+// Error gives the message, with the occurrence's own detail when it has one.
+func (e *Error) Error() string {
+	if e.Detail == "" {
+		return e.Message
+	}
+	return e.Message + ": " + e.Detail
+}
+
+// Is matches errors by code, so that an occurrence with a detail, or one that
+// came over the wire, equals its sentinel.
+func (e *Error) Is(target error) bool {
+	var t *Error
+	return errors.As(target, &t) && t.Code == e.Code
+}
+
+// With returns an occurrence of e that carries its own detail.
+func (e *Error) With(format string, args ...any) *Error {
+	o := *e
+	o.Detail = fmt.Sprintf(format, args...)
+	return &o
+}
+
+// The errors, grouped by the moment they occur.
+var (
+	// While looking for a leader or losing one.
+
+	// ErrNoLeader: no leader was found within the time a request may wait.
+	// Nothing was proposed.
+	ErrNoLeader = sentinel("no_leader", "No cluster leader",
+		"wait for an election to finish, or check that a majority of the voters is running and connected")
+	// ErrNotLeader: the asked node does not lead; nothing was proposed, so the
+	// request may go to another node.
+	ErrNotLeader = sentinel("not_leader", "node is not the leader", "ask the leader")
+	// ErrOutcomeUnknown: leadership or the connection to the leader was lost
+	// after the write was handed over. It may have happened or not.
+	ErrOutcomeUnknown = sentinel("outcome_unknown", "leadership lost while committing; the write may or may not have happened",
+		"read the key before you repeat the write")
+	// ErrStopping: the node is shutting down. Nothing was proposed.
+	ErrStopping = sentinel("stopping", "node is stopping", "ask another node")
+
+	// While deciding a write.
+
+	// ErrInvalidSession: the session named by acquire does not exist.
+	ErrInvalidSession = sentinel("invalid_session", "invalid session", "create a session first")
+	// ErrInvalidCommand: the entry asks for something no version of the state
+	// machine knows. It is a programming error, never caused by a client.
+	ErrInvalidCommand = sentinel("invalid_command", "invalid command", "report this")
+
+	// While reading.
+
+	// ErrKeyNotFound: there is no such key in the view that was read.
+	ErrKeyNotFound = sentinel("not_found", "key not found", "")
+	// ErrTooStale: no state within the asked bound could be reached.
+	ErrTooStale = sentinel("too_stale", "no state within max_stale can be reached", "allow a larger max_stale, or repair the link to the leader")
+	// ErrRevisionNotReached: min_index was not applied within the wait.
+	ErrRevisionNotReached = sentinel("revision_not_reached", "min_index was not reached in time", "raise wait, or check the lag of this node")
+	// ErrCompacted: the revision asked for is no longer kept.
+	ErrCompacted = sentinel("compacted", "revision has been compacted", "read at a newer revision")
+	// ErrDamaged: a stored record does not match its checksum. It is never served.
+	ErrDamaged = sentinel("damaged", "stored record is damaged", "restore this node from its peers")
+	// ErrNotReady: this node holds no complete state yet.
+	ErrNotReady = sentinel("not_ready", "node has no complete copy yet", "wait until it has caught up, or ask another node")
+
+	// While joining or meeting another node. All of these are permanent: the
+	// node that gets one ends with exit status 1.
+
+	// ErrWrongCluster: the two nodes belong to different clusters.
+	ErrWrongCluster = sentinel("wrong_cluster", "node belongs to another cluster",
+		"check --join, or use an empty --data-dir to enter this cluster as a new member")
+	// ErrWrongIdentity: the address reached is not the node that was meant.
+	ErrWrongIdentity = sentinel("wrong_identity", "address belongs to another node", "check the advertised addresses")
+	// ErrNameInUse: a live member has this name already.
+	ErrNameInUse = sentinel("name_in_use", "node name is in use", "choose another --node")
+	// ErrNotHome: a voter was started outside the home site.
+	ErrNotHome = sentinel("not_home", "voters live in the home site only", "start it with --role learner and without --home")
+	// ErrCommandLevel: the node knows fewer commands than the cluster uses.
+	ErrCommandLevel = sentinel("command_level", "node is too old for this cluster", "upgrade its binary")
+	// ErrWentBack: peers have seen a later state of this node than it has now.
+	ErrWentBack = sentinel("went_back", "data directory is older than what peers have seen of this node",
+		"it may have forgotten votes and writes: move the data directory away and let the node join anew")
+	// ErrStaleEpoch: the peer lives in an older epoch of the cluster.
+	ErrStaleEpoch = sentinel("stale_epoch", "peer is from an older epoch of the cluster", "re-join it with an empty --data-dir")
+	// ErrRemoved: the cluster has removed this node.
+	ErrRemoved = sentinel("removed", "node was removed from the cluster", "use an empty --data-dir to join again")
+)
+
+var sentinels = map[string]*Error{}
+
+func sentinel(code, message, hint string) *Error {
+	e := &Error{Code: code, Message: message, Hint: hint}
+	if _, dup := sentinels[code]; dup {
+		panic("command: error code declared twice: " + code)
+	}
+	sentinels[code] = e
+	return e
+}
+
+// Permanent reports whether an error met while joining will be the same at the
+// next try, so that the node should end instead of retrying.
+func Permanent(err error) bool {
+	for _, p := range []error{ErrWrongCluster, ErrNameInUse, ErrNotHome, ErrCommandLevel, ErrWentBack, ErrStaleEpoch, ErrRemoved} {
+		if errors.Is(err, p) {
+			return true
+		}
+	}
+	return false
+}
+
+type wireError struct {
+	Code   string `json:"code"`
+	Detail string `json:"detail,omitempty"`
+}
+
+// EncodeError turns err into bytes for another node. An error without a code
+// travels as its text.
+func EncodeError(err error) []byte {
+	var e *Error
+	w := wireError{Detail: err.Error()}
+	if errors.As(err, &e) {
+		w = wireError{Code: e.Code, Detail: e.Detail}
+	}
+	b, merr := json.Marshal(w)
+	if merr != nil {
+		panic(merr) // two strings always marshal
+	}
+	return b
+}
+
+// DecodeError is the inverse of EncodeError. A code this build does not know
+// becomes a plain error that names it.
+func DecodeError(b []byte) error {
+	var w wireError
+	if err := json.Unmarshal(b, &w); err != nil {
+		return fmt.Errorf("decode error of peer: %w", err)
+	}
+	if s, ok := sentinels[w.Code]; ok {
+		if w.Detail == "" {
+			return s
+		}
+		return s.With("%s", w.Detail)
+	}
+	if w.Code != "" {
+		return fmt.Errorf("%s: %s", w.Code, w.Detail)
+	}
+	return errors.New(w.Detail)
+}

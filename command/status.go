@@ -1,0 +1,122 @@
+package command
+
+import "time"
+
+// Hello is how two nodes introduce themselves on every connection between
+// them. A connection names the node it wants, and either side refuses when
+// cluster, epoch or identity do not fit.
+type Hello struct {
+	ClusterID string `json:"cluster_id"` // empty on a node that never met a cluster
+	Epoch     uint64 `json:"epoch"`
+	ID        string `json:"id"`
+	Name      string `json:"name"`
+	Site      string `json:"site"`
+	RaftAddr  string `json:"raft_addr"` // as other nodes dial it
+	// Starts counts the starts of the node's data directory; 0 while the node
+	// only asks and has not opened it.
+	Starts uint64 `json:"starts"`
+	// LastIndex is the last Raft index the node has durably.
+	LastIndex uint64 `json:"last_index"`
+	// Applied is the highest Raft index the node's state machine has seen. It
+	// is committed, so LastIndex may never be below it again.
+	Applied uint64 `json:"applied"`
+}
+
+// PeerSeen is what a node remembers of a peer, to notice a disk that was
+// rolled back: a peer whose Starts or LastIndex is below this went back.
+type PeerSeen struct {
+	Starts    uint64 `json:"starts"`
+	LastIndex uint64 `json:"last_index"` // highest committed index the peer was seen to hold
+}
+
+// Site is one place and its servers, as /v1/sites shows it.
+type Site struct {
+	Name    string
+	Home    bool
+	Leader  bool // the leader is at this site
+	Servers []Server
+}
+
+// Server is one member and what the answering node knows of it.
+type Server struct {
+	ID      string
+	Name    string
+	Address string // host:port of the node port
+	HTTP    string // host:port for clients
+	Role    Role
+	Voter   bool
+	Leader  bool
+	// State is "leader", "voter", "learner", "catching-up" or "unreachable".
+	State string
+	// Applied is the revision the server last reported.
+	Applied uint64
+	Lineage string // hex, at Applied
+	Lag     Lag
+	// LastContact is the time since the leader heard from the server, in Go
+	// duration syntax; "never" when it has not.
+	LastContact string
+	Version     string
+}
+
+// Lag is how far a copy is behind the leader.
+type Lag struct {
+	Entries uint64
+	Bytes   uint64
+	Seconds float64
+	// ETA is the expected time in seconds until the copy is level; -1 unknown.
+	ETA float64
+}
+
+// ReplicaStatus is what a copy says of itself in /v1/replica/status.
+type ReplicaStatus struct {
+	Running bool
+	// Mode is "voter", "learner" or "leader".
+	Mode string
+	// Status is "level", "catching-up", "cut-off", "starting" or "failed".
+	Status string
+	// FailedRequests counts consecutive failed freshness probes.
+	FailedRequests uint64
+	// SecondsSinceLastSuccess is -1 when no probe ever succeeded.
+	SecondsSinceLastSuccess int64
+	Applied                 uint64 // revision
+	AppliedIndex            uint64 // Raft index
+	Lineage                 string // hex, at Applied
+	// Staleness is an upper bound in milliseconds; -1 when unknown.
+	Staleness int64
+	// FreshAsOf is the wall-clock moment of the last certificate (RFC 3339),
+	// empty when there never was one.
+	FreshAsOf   string
+	LastCatchUp CatchUp
+}
+
+// CatchUp describes how a member last got level.
+type CatchUp struct {
+	Kind    string // "", "log" or "full"
+	Records uint64
+	Bytes   uint64
+	Seconds float64
+}
+
+// NodeStatus is what a node knows of itself and of the cluster right now.
+type NodeStatus struct {
+	ID, Name, Site  string
+	HTTPAddr        string
+	RaftAddr        string
+	Cluster         Cluster
+	State           string // "Leader", "Follower", "Candidate", "Learner", "Shutdown"
+	Leader          string // name of the leader, "" when unknown
+	LeaderID        string
+	LeaderRaftAddr  string
+	VoterRaftAddrs  []string
+	Term            uint64
+	LastIndex       uint64 // last entry in the log
+	CommitIndex     uint64
+	AppliedIndex    uint64 // applied by the state machine
+	Revision        uint64
+	Lineage         Lineage
+	LastContact     time.Duration
+	Ready           bool
+	NotReadyBecause string // why Ready is false
+	Started         time.Time
+	Version         string
+}
