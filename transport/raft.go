@@ -1,0 +1,314 @@
+package transport
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+const (
+	// maxIdleRaft is how many Raft connections to a peer are kept for reuse.
+	maxIdleRaft = 3
+	// maxAppendBytes is about how many bytes of entries go into one request. Raft
+	// itself counts entries only, so that large values could make a request that
+	// no deadline fits.
+	maxAppendBytes = 4 << 20
+	// timeoutScale bytes get one Config.Timeout.
+	timeoutScale = 256 << 10
+	// keepScratch is the largest buffer a Raft connection holds on to.
+	keepScratch = 64 << 10
+)
+
+// remoteError is an error with which the peer's Raft answered: the peer is there.
+type remoteError string
+
+func (e remoteError) Error() string { return string(e) }
+
+// raftConn is the dialling end of a Raft connection: one request at a time, or
+// a pipeline.
+type raftConn struct {
+	*conn
+	r   *bufio.Reader
+	out []byte // scratch for requests
+}
+
+// Consumer implements raft.Transport. Requests of other nodes and those this
+// node injects arrive here without a detour; heartbeats do not while a handler
+// is set.
+func (t *Transport) Consumer() <-chan raft.RPC { return t.consume }
+
+// LocalAddr implements raft.Transport: a server's address is its id.
+func (t *Transport) LocalAddr() raft.ServerAddress { return raft.ServerAddress(t.self) }
+
+// EncodePeer implements raft.Transport.
+func (t *Transport) EncodePeer(_ raft.ServerID, addr raft.ServerAddress) []byte { return []byte(addr) }
+
+// DecodePeer implements raft.Transport.
+func (t *Transport) DecodePeer(b []byte) raft.ServerAddress { return raft.ServerAddress(b) }
+
+// SetHeartbeatHandler implements raft.Transport: cb is called on the goroutine
+// of the connection a heartbeat came by, beside Raft's main loop.
+func (t *Transport) SetHeartbeatHandler(cb func(raft.RPC)) {
+	if cb == nil {
+		t.heartbeat.Store(nil)
+		return
+	}
+	t.heartbeat.Store(&cb)
+}
+
+// RequestVote implements raft.Transport.
+func (t *Transport) RequestVote(id raft.ServerID, _ raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	return t.request(t.ctx, string(id), raftVote, args, resp)
+}
+
+// RequestPreVote implements raft.WithPreVote.
+func (t *Transport) RequestPreVote(id raft.ServerID, _ raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	return t.request(t.ctx, string(id), raftPreVote, args, resp)
+}
+
+// TimeoutNow implements raft.Transport. A target that may not lead answers with
+// an error.
+func (t *Transport) TimeoutNow(id raft.ServerID, _ raft.ServerAddress, args *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
+	return t.request(t.ctx, string(id), raftTimeoutNow, args, resp)
+}
+
+// AppendEntries implements raft.Transport. When the entries are too many bytes
+// for one request it sends the first of them and cuts args.Entries to match;
+// Raft goes by what args holds afterwards. See SetLeading for when it waits.
+func (t *Transport) AppendEntries(id raft.ServerID, _ raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	kind := prepareAppend(args)
+	err := t.request(t.ctx, string(id), kind, args, resp)
+	if err == nil || isHeartbeat(args) {
+		return err
+	}
+	return t.hold(string(id), err, func(ctx context.Context) error {
+		return t.request(ctx, string(id), kind, args, resp)
+	})
+}
+
+// isHeartbeat tells Raft's heartbeats from its replication, as the library does.
+func isHeartbeat(a *raft.AppendEntriesRequest) bool {
+	return len(a.Entries) == 0 && a.PrevLogEntry == 0 && a.PrevLogTerm == 0 && a.LeaderCommitIndex == 0
+}
+
+// prepareAppend cuts a request to size and tells its kind.
+func prepareAppend(args *raft.AppendEntriesRequest) raftKind {
+	if len(args.Entries) == 0 {
+		return raftBare
+	}
+	size := 0
+	for i, e := range args.Entries {
+		size += len(e.Data) + len(e.Extensions)
+		if size > maxAppendBytes && i > 0 {
+			args.Entries = args.Entries[:i]
+			break
+		}
+	}
+	return raftAppend
+}
+
+// request sends one request and reads its answer on a connection of its own.
+func (t *Transport) request(ctx context.Context, to string, kind raftKind, args, resp any) error {
+	for {
+		rc, reused, err := t.borrow(ctx, to)
+		if err != nil {
+			return err
+		}
+		interrupted := func() bool { return true }
+		if ctx != t.ctx { // whose end closes all connections anyway
+			interrupted = context.AfterFunc(ctx, func() { rc.Close() })
+		}
+		err = rc.exchange(t.cfg.Timeout, kind, args, resp)
+		interrupted()
+		var remote remoteError
+		if err == nil || errors.As(err, &remote) {
+			t.giveBack(rc)
+			return err
+		}
+		rc.Close()
+		if t.ctx.Err() != nil {
+			return raft.ErrTransportShutdown
+		}
+		// A connection that lay idle may have ended unnoticed when the peer was
+		// restarted. All these requests may be repeated.
+		if reused && !timedOut(err) && ctx.Err() == nil {
+			continue
+		}
+		return fmt.Errorf("raft request to %s: %w", to, err)
+	}
+}
+
+func timedOut(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
+}
+
+// borrow takes a connection from the pool or dials one.
+func (t *Transport) borrow(ctx context.Context, to string) (rc *raftConn, reused bool, err error) {
+	p := t.peer(to)
+	for {
+		p.mu.Lock()
+		n := len(p.idle)
+		if n == 0 {
+			p.mu.Unlock()
+			break
+		}
+		rc = p.idle[n-1]
+		p.idle[n-1] = nil
+		p.idle = p.idle[:n-1]
+		p.mu.Unlock()
+		select {
+		case <-rc.done:
+		default:
+			return rc, true, nil
+		}
+	}
+	rc, err = t.dialRaft(ctx, to)
+	return rc, false, err
+}
+
+func (t *Transport) dialRaft(ctx context.Context, to string) (*raftConn, error) {
+	c, err := t.dialPeer(ctx, purposeRaft, to)
+	if err != nil {
+		if t.ctx.Err() != nil {
+			err = raft.ErrTransportShutdown
+		}
+		return nil, err
+	}
+	return &raftConn{conn: c, r: bufio.NewReader(c)}, nil
+}
+
+// giveBack keeps a healthy connection for the next request.
+func (t *Transport) giveBack(rc *raftConn) {
+	p := rc.peer
+	p.mu.Lock()
+	_, open := p.conns[rc.conn]
+	keep := open && len(p.idle) < maxIdleRaft
+	if keep {
+		p.idle = append(p.idle, rc)
+	}
+	p.mu.Unlock()
+	if !keep {
+		rc.Close()
+	}
+}
+
+// allowance is the time a message of n bytes may take.
+func allowance(timeout time.Duration, n int64) time.Duration {
+	return timeout + timeout*time.Duration(n/timeoutScale)
+}
+
+// encode gives the frame of a request, valid until the next.
+func (rc *raftConn) encode(kind raftKind, args any) ([]byte, error) {
+	b := append(rc.out[:0], make([]byte, raftHeader)...)
+	b = appendMessage(b, args)
+	if cap(b) <= keepScratch {
+		rc.out = b
+	}
+	return b, finishFrame(b, kind)
+}
+
+// receive reads one answer into resp.
+func (rc *raftConn) receive(resp any) error {
+	var h [raftHeader]byte
+	if _, err := io.ReadFull(rc.r, h[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint32(h[:])
+	if n > keepScratch {
+		return fmt.Errorf("%w: answer of %d bytes", errMessage, n)
+	}
+	body := make([]byte, n) // resp keeps parts of it
+	if _, err := io.ReadFull(rc.r, body); err != nil {
+		return err
+	}
+	switch raftKind(h[4]) {
+	case raftAnswer:
+		return decodeMessage(body, resp)
+	case raftError:
+		return remoteError(body)
+	}
+	return fmt.Errorf("%w: answer of kind %d", errMessage, h[4])
+}
+
+// exchange sends a request and waits for its answer.
+func (rc *raftConn) exchange(timeout time.Duration, kind raftKind, args, resp any) error {
+	b, err := rc.encode(kind, args)
+	if err != nil {
+		return err
+	}
+	if err := rc.SetDeadline(time.Now().Add(allowance(timeout, int64(len(b))))); err != nil {
+		return err
+	}
+	if _, err := rc.Write(b); err != nil {
+		return err
+	}
+	return rc.receive(resp)
+}
+
+// InstallSnapshot implements raft.Transport. Config.BeforeInstall comes first;
+// while it runs, heartbeats to the peer go on.
+func (t *Transport) InstallSnapshot(id raft.ServerID, _ raft.ServerAddress, args *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	to := string(id)
+	ctx, cancel, _ := t.lead.spell(t.peer(to))
+	defer cancel()
+	if t.cfg.BeforeInstall != nil {
+		if err := t.cfg.BeforeInstall(ctx, to); err != nil {
+			return fmt.Errorf("prepare %s for a snapshot: %w", to, err)
+		}
+	}
+	rc, err := t.dialRaft(ctx, to)
+	if err != nil {
+		return err
+	}
+	defer rc.Close()
+	defer context.AfterFunc(ctx, func() { rc.Close() })()
+	if err := rc.install(t.cfg.Timeout, args, resp, data); err != nil {
+		return fmt.Errorf("snapshot to %s: %w", to, err)
+	}
+	return nil
+}
+
+func (rc *raftConn) install(timeout time.Duration, args *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	b, err := rc.encode(raftInstall, args)
+	if err != nil {
+		return err
+	}
+	if err := rc.SetDeadline(time.Now().Add(allowance(timeout, args.Size))); err != nil {
+		return err
+	}
+	if _, err := rc.Write(b); err != nil {
+		return err
+	}
+	if _, err := io.Copy(writerOnly{rc.conn}, data); err != nil {
+		return err
+	}
+	return rc.receive(resp)
+}
+
+// writerOnly keeps io.Copy from going around conn.Write.
+type writerOnly struct{ io.Writer }
+
+// CloseStreams closes all Raft connections in both directions and fails the
+// requests on them; new ones are made when needed. It lets a Raft instance that
+// shuts down, or is about to be replaced by another on this transport, end its
+// requests in flight at once. Calls and copies go on.
+func (t *Transport) CloseStreams() {
+	t.mu.Lock()
+	var conns []*conn
+	for c := range t.conns {
+		if c.peer != nil && c.purpose == purposeRaft {
+			conns = append(conns, c)
+		}
+	}
+	t.mu.Unlock()
+	for _, c := range conns {
+		c.Close()
+	}
+}
