@@ -120,3 +120,33 @@ type Result struct {
 	// Err is a refusal by the state machine itself, e.g. ErrInvalidSession.
 	Err error
 }
+
+// Validate refuses a command that no state can hold. It is asked before a
+// command is proposed: the state machine must be able to carry out whatever is
+// committed, on every node.
+func Validate(c Command) error {
+	switch c := c.(type) {
+	case *Put:
+		return validKey(c.Key)
+	case *Delete:
+		return validKey(c.Key)
+	case *DeleteTree:
+		if len(c.Prefix) > MaxKey {
+			return ErrInvalidCommand.With("prefix of %d bytes", len(c.Prefix))
+		}
+	case *PutMany:
+		for _, kv := range c.KVs {
+			if err := validKey(kv.Key); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func validKey(key string) error {
+	if key == "" || len(key) > MaxKey {
+		return ErrInvalidCommand.With("key of %d bytes", len(key))
+	}
+	return nil
+}

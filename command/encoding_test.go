@@ -121,3 +121,17 @@ func BenchmarkDecodeEntryOf64Puts(b *testing.B) {
 		}
 	}
 }
+
+func TestWhatNoStateCanHoldIsRefusedBeforeItIsProposed(t *testing.T) {
+	long := string(make([]byte, MaxKey+1))
+	for _, c := range []Command{&Put{}, &Put{Key: long}, &Delete{}, &Delete{Key: long}, &DeleteTree{Prefix: long}, &PutMany{KVs: []KV{{Key: "a"}, {}}}} {
+		if err := Validate(c); !errors.Is(err, ErrInvalidCommand) {
+			t.Errorf("%T: %v", c, err)
+		}
+	}
+	for _, c := range everyCommand {
+		if err := Validate(c); err != nil {
+			t.Errorf("%T: %v", c, err)
+		}
+	}
+}

@@ -15,6 +15,9 @@ type Hello struct {
 	// Starts counts the starts of the node's data directory; 0 while the node
 	// only asks and has not opened it.
 	Starts uint64 `json:"starts"`
+	// Incarnation is drawn at random by each process: two connections with
+	// equal ones come from the same run.
+	Incarnation string `json:"incarnation"`
 	// LastIndex is the last Raft index the node has durably.
 	LastIndex uint64 `json:"last_index"`
 	// Applied is the highest Raft index the node's state machine has seen. It
