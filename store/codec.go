@@ -1,0 +1,337 @@
+package store
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"hash/crc32"
+	"unsafe"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+// stateFormat is the version of everything in the state file. A build refuses a
+// newer one.
+const stateFormat = 1
+
+// position names one change: the k-th of a revision. The zero position means
+// "no change"; revisions start at 1.
+type position struct {
+	rev uint64
+	k   uint32
+}
+
+const positionSize = 8 + 4
+
+func (p position) less(o position) bool {
+	return p.rev < o.rev || p.rev == o.rev && p.k < o.k
+}
+
+func (p position) zero() bool { return p.rev == 0 }
+
+// bytes is p as a key of the history bucket: big endian, so that byte order is
+// the order of changes.
+func (p position) bytes() (b [positionSize]byte) {
+	binary.BigEndian.PutUint64(b[:], p.rev)
+	binary.BigEndian.PutUint32(b[8:], p.k)
+	return b
+}
+
+func positionOf(b []byte) (position, error) {
+	if len(b) != positionSize {
+		return position{}, command.ErrDamaged.With("history key of %d bytes", len(b))
+	}
+	return position{rev: binary.BigEndian.Uint64(b), k: binary.BigEndian.Uint32(b[8:])}, nil
+}
+
+// table says which part of the state a change belongs to. Numbers are part of
+// the file format.
+type table byte
+
+const (
+	tableKV      table = 0
+	tableMember  table = 1
+	tableCluster table = 2
+)
+
+const (
+	opSet    = 1
+	opDelete = 2
+)
+
+// change is one complete record of history: what a key became, and where its
+// change before that is found. It is immutable once its revision is closed.
+type change struct {
+	at, prev position
+	table    table
+	deleted  bool
+	// rec is the record after the change; of a deleted key, only Key is set.
+	// rec.Value shares memory with enc.
+	rec command.Record
+	// enc is the change as it is stored under its position:
+	//
+	//	CRC-32C of position and all that follows (4) | lineage (16, when k is 0) | body
+	//
+	// and the body is
+	//
+	//	table<<4|op (1) | prev.rev | prev.k | key
+	//	[ created | flags | lock index | session | value ]   unless deleted
+	//
+	// Numbers are uvarints, strings a uvarint length and their bytes.
+	enc []byte
+}
+
+// bodyOffset is where the body of the change at p starts in its encoding.
+func bodyOffset(p position) int {
+	if p.k == 0 {
+		return 4 + len(command.Lineage{})
+	}
+	return 4
+}
+
+// body is what lineage is computed over.
+func (c *change) body() []byte { return c.enc[bodyOffset(c.at):] }
+
+// lineage is the lineage of the change's revision; valid when k is 0.
+func (c *change) lineage() (l command.Lineage) {
+	copy(l[:], c.enc[4:])
+	return l
+}
+
+// encodedBound is at least the size of c's encoding.
+func (c *change) encodedBound() int {
+	return 4 + len(command.Lineage{}) + 1 + 8*binary.MaxVarintLen64 +
+		len(c.rec.Key) + len(c.rec.Session) + len(c.rec.Value)
+}
+
+// encode appends c's encoding to b, with room for lineage and checksum, which
+// seal fills in, and makes c.enc and c.rec.Value share b.
+func (c *change) encode(b []byte) []byte {
+	start := len(b)
+	var room [4 + len(command.Lineage{})]byte
+	b = append(b, room[:bodyOffset(c.at)]...)
+	op := byte(opSet)
+	if c.deleted {
+		op = opDelete
+	}
+	b = append(b, byte(c.table)<<4|op)
+	b = binary.AppendUvarint(b, c.prev.rev)
+	b = binary.AppendUvarint(b, uint64(c.prev.k))
+	b = appendText(b, c.rec.Key)
+	if !c.deleted {
+		b = binary.AppendUvarint(b, c.rec.CreateRevision)
+		b = binary.AppendUvarint(b, c.rec.Flags)
+		b = binary.AppendUvarint(b, c.rec.LockIndex)
+		b = appendText(b, c.rec.Session)
+		b = appendText(b, c.rec.Value)
+		n := len(c.rec.Value)
+		c.rec.Value = b[len(b)-n : len(b) : len(b)]
+	}
+	c.enc = b[start:len(b):len(b)]
+	return b
+}
+
+// seal writes the lineage (when k is 0) and the checksum into the encoding.
+func (c *change) seal(l command.Lineage) {
+	if c.at.k == 0 {
+		copy(c.enc[4:], l[:])
+	}
+	binary.BigEndian.PutUint32(c.enc, changeSum(c.at, c.enc[4:]))
+}
+
+// decode makes c the change stored as enc at the position. c shares memory
+// with enc. When key is not empty the change must be one of that key, and no
+// copy of the key is made. Anything that does not fit is ErrDamaged.
+func (c *change) decode(at position, enc []byte, key string) error {
+	off := bodyOffset(at)
+	if len(enc) <= off || binary.BigEndian.Uint32(enc) != changeSum(at, enc[4:]) {
+		return command.ErrDamaged.With("checksum of revision %d.%d", at.rev, at.k)
+	}
+	f := fields{b: enc[off:]}
+	kind := f.byte()
+	*c = change{at: at, table: table(kind >> 4), enc: enc}
+	c.deleted = kind&0xf == opDelete
+	c.prev = position{rev: f.number(), k: uint32(f.number())}
+	name := f.text()
+	if key != "" && string(name) == key {
+		c.rec.Key = key
+	} else {
+		c.rec.Key = string(name)
+	}
+	c.rec.ModifyRevision = at.rev
+	if !c.deleted {
+		c.rec.CreateRevision = f.number()
+		c.rec.Flags = f.number()
+		c.rec.LockIndex = f.number()
+		c.rec.Session = string(f.text())
+		c.rec.Value = f.text()
+	}
+	switch {
+	case f.bad || len(f.b) > 0:
+		return command.ErrDamaged.With("fields of revision %d.%d", at.rev, at.k)
+	case kind&0xf != opSet && kind&0xf != opDelete || c.table > tableCluster:
+		return command.ErrDamaged.With("kind %#x of revision %d.%d is not known", kind, at.rev, at.k)
+	case key != "" && c.rec.Key != key:
+		return command.ErrDamaged.With("revision %d.%d belongs to key %q, not %q", at.rev, at.k, c.rec.Key, key)
+	}
+	return nil
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// changeSum covers the position, so that a record found under another one is
+// as bad as a flipped bit.
+func changeSum(at position, b []byte) uint32 {
+	p := at.bytes()
+	return crc32.Update(crc32.Checksum(p[:], castagnoli), castagnoli, b)
+}
+
+// A pointer is what the keys and tombs buckets hold for a key: the position of
+// its last change, and a checksum that covers the key too.
+const pointerSize = positionSize + 4
+
+func encodePointer(key []byte, at position) []byte {
+	b := make([]byte, pointerSize)
+	p := at.bytes()
+	copy(b, p[:])
+	binary.BigEndian.PutUint32(b[positionSize:], pointerSum(key, b[:positionSize]))
+	return b
+}
+
+func decodePointer(key, b []byte) (position, error) {
+	if len(b) != pointerSize || binary.BigEndian.Uint32(b[positionSize:]) != pointerSum(key, b[:positionSize]) {
+		return position{}, command.ErrDamaged.With("pointer of key %q", key)
+	}
+	return positionOf(b[:positionSize])
+}
+
+func pointerSum(key, b []byte) uint32 {
+	return crc32.Update(crc32.Checksum(b, castagnoli), castagnoli, key)
+}
+
+// meta is all of the state that is neither a key nor history. It is written in
+// the same transaction as the changes it counts.
+type meta struct {
+	Format int `json:"format"`
+	// Applied and AppliedTerm are of the last entry in the state.
+	Applied     uint64 `json:"applied"`
+	AppliedTerm uint64 `json:"applied_term"`
+	// RaftIndex >= Applied: entries between the two are known to change
+	// nothing (barriers), so the state stands for RaftIndex as well.
+	RaftIndex uint64 `json:"raft_index"`
+	RaftTerm  uint64 `json:"raft_term"`
+	// Conf is the last Raft configuration at or below RaftIndex, encoded.
+	ConfIndex uint64 `json:"conf_index"`
+	Conf      []byte `json:"conf"`
+
+	Revision        uint64 `json:"revision"`
+	KVRevision      uint64 `json:"kv_revision"`
+	MembersRevision uint64 `json:"members_revision"`
+	// Oldest is the oldest revision whose state can still be read.
+	Oldest  uint64 `json:"oldest"`
+	Lineage digest `json:"lineage"`
+	// Hash rolls over what steps no revision: index, cluster time and wall
+	// time of each command entry. Compare it at equal Applied.
+	Hash  digest        `json:"hash"`
+	Stamp command.Stamp `json:"stamp"`
+	Wall  int64         `json:"wall"` // Unix nanoseconds
+
+	Keys    uint64 `json:"keys"`
+	History uint64 `json:"history"`
+
+	Cluster    command.Cluster `json:"cluster"`
+	ClusterRev uint64          `json:"cluster_rev"`
+	ClusterK   uint32          `json:"cluster_k"`
+}
+
+// member is one row of the members table and the position of its last change.
+type member struct {
+	command.Member
+	Rev uint64 `json:"rev"`
+	K   uint32 `json:"k"`
+}
+
+// digest is a command.Lineage that is readable in JSON.
+type digest command.Lineage
+
+// MarshalText implements encoding.TextMarshaler.
+func (d digest) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, d[:]), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *digest) UnmarshalText(b []byte) error {
+	if len(b) != 2*len(d) {
+		return fmt.Errorf("digest of %d characters", len(b))
+	}
+	_, err := hex.Decode(d[:], b)
+	return err
+}
+
+// sealJSON encodes v with a checksum in front.
+func sealJSON(v any) []byte {
+	j, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // plain structs always marshal
+	}
+	b := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(j)), crc32.Checksum(j, castagnoli))
+	return append(b, j...)
+}
+
+// openJSON is the inverse of sealJSON; what names the record in errors.
+func openJSON(what string, b []byte, v any) error {
+	if len(b) < 4 || binary.BigEndian.Uint32(b) != crc32.Checksum(b[4:], castagnoli) {
+		return command.ErrDamaged.With("checksum of the %s record", what)
+	}
+	if err := json.Unmarshal(b[4:], v); err != nil {
+		return command.ErrDamaged.With("%s record: %v", what, err)
+	}
+	return nil
+}
+
+func appendText[T string | []byte](b []byte, v T) []byte {
+	b = binary.AppendUvarint(b, uint64(len(v)))
+	return append(b, v...)
+}
+
+// fields takes values off the front of b. Once bad, it yields zero values.
+type fields struct {
+	b   []byte
+	bad bool
+}
+
+func (f *fields) byte() byte {
+	if len(f.b) == 0 {
+		f.bad = true
+		return 0
+	}
+	v := f.b[0]
+	f.b = f.b[1:]
+	return v
+}
+
+func (f *fields) number() uint64 {
+	v, n := binary.Uvarint(f.b)
+	if n <= 0 {
+		f.bad, f.b = true, nil
+		return 0
+	}
+	f.b = f.b[n:]
+	return v
+}
+
+func (f *fields) text() []byte {
+	n := f.number()
+	if n > uint64(len(f.b)) {
+		f.bad, f.b = true, nil
+		return nil
+	}
+	v := f.b[:n:n]
+	f.b = f.b[n:]
+	return v
+}
+
+// bytesOf is key as bytes, to look something up with; never to be modified.
+func bytesOf(key string) []byte { return unsafe.Slice(unsafe.StringData(key), len(key)) }
+
+// textOf is b as a string that lives only as long as b does.
+func textOf(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }

@@ -1,0 +1,414 @@
+package store
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+	wal "github.com/hashicorp/raft-wal"
+	walfs "github.com/hashicorp/raft-wal/fs"
+	"github.com/hashicorp/raft-wal/metadb"
+	"github.com/hashicorp/raft-wal/segment"
+	"github.com/hashicorp/raft-wal/types"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+// walSegmentBytes is the size at which raft-wal starts a new file, and the
+// space it takes for one in advance.
+const walSegmentBytes = 64 << 20
+
+// raft-wal's own layout, as far as it is looked at from outside.
+const (
+	walMagic      = 0x58eb6b0d
+	walFileHeader = 32
+	// walInUse is our key in raft-wal's own table of stable values: the id of
+	// the newest segment that holds an entry.
+	walInUse = "holdfast.segment-in-use"
+)
+
+// A walLog is raft-wal with four gaps closed:
+//
+//   - raft-wal does not check what it reads, and a damaged entry can end the
+//     process. Here each entry carries a checksum (walCodec).
+//   - raft-wal takes an absent last segment for one it had no time to create,
+//     and starts it empty. Here the first entry of a segment is acknowledged
+//     only after the segment is noted as in use, so checkWAL can tell a loss
+//     from a crash.
+//   - A crash between the append that fills a segment and the start of the
+//     next one leaves a log that takes no entry ever again. It is mended when
+//     the log is opened.
+//   - Close closes the table of segments too, so that the log can be opened
+//     again by the same process.
+type walLog struct {
+	*wal.WAL
+	meta *walMeta
+}
+
+// openWAL opens the log in a directory, or creates it there. A crash while it
+// is created leaves a directory that can be opened again.
+func openWAL(dir string, segmentBytes int, log hclog.Logger) (*walLog, error) {
+	if err := os.Mkdir(dir, dirMode); err == nil {
+		if err := fsyncDir(filepath.Dir(dir)); err != nil {
+			return nil, err
+		}
+	} else if !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	table := filepath.Join(dir, metadb.FileName)
+	if err := verifyBoltFile(table); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s %w", metadb.FileName, err)
+	}
+	db := &metadb.BoltMetaDB{}
+	files := &walFiles{Filer: segment.NewFiler(dir, walfs.New()), dir: dir, meta: db}
+	meta := &walMeta{BoltMetaDB: db, files: files}
+	var w *wal.WAL
+	err := openGuarded(dir, func() (err error) {
+		w, err = wal.Open(dir, wal.WithMetaStore(meta), wal.WithSegmentFiler(files),
+			wal.WithCodec(walCodec{}), wal.WithSegmentSize(segmentBytes), wal.WithLogger(log.Named("wal")))
+		return err
+	})
+	if err != nil {
+		files.dropTail()
+		meta.Close()
+		return nil, err
+	}
+	return &walLog{WAL: w, meta: meta}, nil
+}
+
+func (w *walLog) Close() error {
+	err := w.WAL.Close()
+	if merr := w.meta.Close(); err == nil {
+		err = merr
+	}
+	return err
+}
+
+// walCodec is raft-wal's own encoding of an entry, made in one piece, with its
+// CRC32C at the end (4 bytes, big endian).
+type walCodec struct{ binary wal.BinaryCodec }
+
+const walCodecID = wal.FirstExternalCodecID + 1
+
+// ID implements wal.Codec. raft-wal asks for it when it opens a segment, but
+// notes its own codec in those it makes; walMeta and walFiles put it right.
+func (walCodec) ID() uint64 { return walCodecID }
+
+// Encode implements wal.Codec.
+func (walCodec) Encode(l *raft.Log, w io.Writer) error {
+	var b []byte
+	if buf, ok := w.(*bytes.Buffer); ok {
+		buf.Grow(len(l.Data) + len(l.Extensions) + entryOverhead)
+		b = buf.AvailableBuffer()
+	}
+	b = binary.AppendUvarint(b, l.Index)
+	b = binary.AppendUvarint(b, l.Term)
+	b = binary.AppendUvarint(b, uint64(l.Type))
+	b = binary.AppendUvarint(b, uint64(len(l.Data)))
+	b = append(b, l.Data...)
+	b = binary.AppendUvarint(b, uint64(len(l.Extensions)))
+	b = append(b, l.Extensions...)
+	b, err := l.AppendedAt.AppendBinary(b)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(binary.BigEndian.AppendUint32(b, crc32.Checksum(b, identityCRC)))
+	return err
+}
+
+// Decode implements wal.Codec.
+func (c walCodec) Decode(b []byte, l *raft.Log) error {
+	n := len(b) - 4
+	if n < 0 || binary.BigEndian.Uint32(b[n:]) != crc32.Checksum(b[:n], identityCRC) {
+		return command.ErrDamaged.With("an entry of the Raft log does not match its checksum")
+	}
+	return c.binary.Decode(b[:n], l)
+}
+
+// walMeta is raft-wal's table of segments. Loading it mends a full last
+// segment.
+type walMeta struct {
+	*metadb.BoltMetaDB
+	files *walFiles
+}
+
+// CommitState implements types.MetaStore.
+func (m *walMeta) CommitState(state types.PersistentState) error {
+	for i := range state.Segments {
+		state.Segments[i].Codec = walCodecID
+	}
+	return m.BoltMetaDB.CommitState(state)
+}
+
+// Load reads the table. When the last segment is full, its entries first move
+// to a longer one, which takes its place in one step: the file itself does not
+// tell whether the index it ends with was written whole.
+func (m *walMeta) Load(dir string) (types.PersistentState, error) {
+	state, err := m.BoltMetaDB.Load(dir)
+	if err != nil || len(state.Segments) == 0 {
+		return state, err
+	}
+	last := &state.Segments[len(state.Segments)-1]
+	if !last.SealTime.IsZero() {
+		return state, nil
+	}
+	tail, err := m.files.RecoverTail(*last)
+	if errors.Is(err, fs.ErrNotExist) {
+		return state, nil // raft-wal creates it
+	}
+	if err != nil {
+		return state, err
+	}
+	full, _, err := tail.Sealed()
+	if err != nil || !full {
+		m.files.tail, m.files.tailID = tail, last.ID
+		return state, err
+	}
+	defer tail.Close()
+	fi, err := os.Stat(filepath.Join(dir, segment.FileName(*last)))
+	if err != nil {
+		return state, err
+	}
+	longer := types.SegmentInfo{
+		ID:         state.NextSegmentID,
+		BaseIndex:  last.MinIndex,
+		MinIndex:   last.MinIndex,
+		SizeLimit:  uint32(fi.Size()) + 1<<20,
+		Codec:      walCodecID,
+		CreateTime: time.Now(),
+	}
+	if err := m.files.copySegment(longer, tail); err != nil {
+		return state, fmt.Errorf("mend full segment: %w", err)
+	}
+	state.NextSegmentID++
+	*last = longer
+	return state, m.CommitState(state)
+}
+
+// walFiles makes raft-wal's segment files.
+type walFiles struct {
+	*segment.Filer
+	dir  string
+	meta *metadb.BoltMetaDB
+	// tail is the last segment as Load recovered it, until Open asks for it.
+	tail   types.SegmentWriter
+	tailID uint64
+}
+
+// Create implements types.SegmentFiler.
+func (f *walFiles) Create(info types.SegmentInfo) (types.SegmentWriter, error) {
+	info.Codec = walCodecID
+	w, err := f.Filer.Create(info)
+	if err != nil {
+		return nil, err
+	}
+	return &walTail{SegmentWriter: w, id: info.ID, meta: f.meta}, nil
+}
+
+// RecoverTail implements types.SegmentFiler. It also completes what a crash
+// right after Create may have left undone: the file's length and the
+// durability of its name.
+func (f *walFiles) RecoverTail(info types.SegmentInfo) (types.SegmentWriter, error) {
+	if f.tail != nil && f.tailID == info.ID {
+		tail := f.tail
+		f.tail = nil
+		return tail, nil
+	}
+	path := filepath.Join(f.dir, segment.FileName(info))
+	fi, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if fi.Size() < int64(info.SizeLimit) {
+		if err := os.Truncate(path, int64(info.SizeLimit)); err != nil {
+			return nil, err
+		}
+	}
+	if err := fsyncDir(f.dir); err != nil {
+		return nil, err
+	}
+	w, err := f.Filer.RecoverTail(info)
+	if err != nil {
+		return nil, err
+	}
+	noted, err := f.meta.GetStable([]byte(walInUse))
+	if err != nil {
+		w.Close()
+		return nil, err
+	}
+	t := &walTail{SegmentWriter: w, id: info.ID, meta: f.meta, noted: walSegmentID(noted) == info.ID && noted != nil}
+	if w.LastIndex() > 0 {
+		// A crash came between the first append and the note. From now on the
+		// entries count.
+		if err := t.note(); err != nil {
+			w.Close()
+			return nil, err
+		}
+	}
+	return t, nil
+}
+
+// dropTail closes a recovered segment nobody asked for.
+func (f *walFiles) dropTail() {
+	if f.tail != nil {
+		f.tail.Close()
+		f.tail = nil
+	}
+}
+
+// copySegment writes the entries of a segment into a new one, durably.
+func (f *walFiles) copySegment(info types.SegmentInfo, from types.SegmentWriter) error {
+	if err := f.Delete(info.BaseIndex, info.ID); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err // an earlier attempt's file is in the way
+	}
+	to, err := f.Create(info)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	const batchBytes = 1 << 20
+	var batch []types.LogEntry
+	size := 0
+	for i := info.BaseIndex; i <= from.LastIndex(); i++ {
+		raw, err := from.GetLog(i)
+		if err != nil {
+			return err
+		}
+		batch = append(batch, types.LogEntry{Index: i, Data: append([]byte(nil), raw.Bs...)})
+		size += len(raw.Bs)
+		raw.Close()
+		if size < batchBytes && i < from.LastIndex() {
+			continue
+		}
+		if err := to.Append(batch); err != nil {
+			return err
+		}
+		batch, size = batch[:0], 0
+	}
+	return nil
+}
+
+// walTail is the segment that takes entries. It notes that it is in use before
+// its first append returns. raft-wal serialises the calls.
+type walTail struct {
+	types.SegmentWriter
+	id    uint64
+	meta  *metadb.BoltMetaDB
+	noted bool
+}
+
+// Append implements types.SegmentWriter.
+func (t *walTail) Append(entries []types.LogEntry) error {
+	if err := t.SegmentWriter.Append(entries); err != nil {
+		return err
+	}
+	return t.note()
+}
+
+func (t *walTail) note() error {
+	if t.noted {
+		return nil
+	}
+	if err := t.meta.SetStable([]byte(walInUse), binary.BigEndian.AppendUint64(nil, t.id)); err != nil {
+		return fmt.Errorf("note segment in use: %w", err)
+	}
+	t.noted = true
+	return nil
+}
+
+func walSegmentID(b []byte) uint64 {
+	if len(b) != 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(b)
+}
+
+// checkWAL returns an error when a raft-wal directory lacks its table of
+// segments, or a segment of that table, or when one is cut short. It writes
+// nothing and takes no lock.
+func checkWAL(dir string) error {
+	fi, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if !fi.IsDir() {
+		return errors.New("is not a directory")
+	}
+	table, err := openBoltPeek(filepath.Join(dir, metadb.FileName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("lacks %s, its table of segments", metadb.FileName)
+	}
+	if err != nil {
+		return fmt.Errorf("has a bad table of segments: %s %s", metadb.FileName, plainCause(err))
+	}
+	defer table.f.Close()
+	raw, err := table.get(metadb.MetaBucket, metadb.MetaKey)
+	if err != nil {
+		return fmt.Errorf("has a bad table of segments: %s %s", metadb.FileName, plainCause(err))
+	}
+	var state types.PersistentState
+	if err := json.Unmarshal(raw, &state); err != nil {
+		return fmt.Errorf("has a bad table of segments: %s %s", metadb.FileName, plainCause(err))
+	}
+	inUse, err := table.get(metadb.StableBucket, walInUse)
+	if err != nil {
+		return fmt.Errorf("has a bad table of segments: %s %s", metadb.FileName, plainCause(err))
+	}
+	for _, s := range state.Segments {
+		open := s.SealTime.IsZero()
+		if open && (inUse == nil || walSegmentID(inUse) != s.ID) {
+			continue // holds no entry yet, so it need not be there
+		}
+		if err := checkWALSegment(dir, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkWALSegment(dir string, s types.SegmentInfo) error {
+	name := segment.FileName(s)
+	f, err := os.Open(filepath.Join(dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("lacks segment %s", name)
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	// A full segment ends with an index of its entries; another has its whole
+	// space from the start.
+	least := int64(s.SizeLimit)
+	if !s.SealTime.IsZero() {
+		least = walFileHeader
+		if s.IndexStart > 0 && s.MaxIndex >= s.BaseIndex {
+			least = int64(s.IndexStart) + 4*int64(s.MaxIndex-s.BaseIndex+1)
+		}
+	}
+	if fi.Size() < least {
+		return fmt.Errorf("has a segment cut short: %s has %d bytes of at least %d", name, fi.Size(), least)
+	}
+	var head [walFileHeader]byte
+	if _, err := io.ReadFull(f, head[:]); err != nil {
+		return err
+	}
+	if binary.LittleEndian.Uint32(head[:]) != walMagic ||
+		binary.LittleEndian.Uint64(head[8:]) != s.BaseIndex || binary.LittleEndian.Uint64(head[16:]) != s.ID {
+		return fmt.Errorf("has a segment with another's content: %s", name)
+	}
+	return nil
+}
