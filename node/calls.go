@@ -1,0 +1,145 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+// The calls nodes make to each other. Numbers are part of the protocol.
+const (
+	methodPropose    uint8 = 1 // encoded command -> encoded result; leader only
+	methodTerm       uint8 = 2 // nothing -> term, epoch, cluster, id
+	methodReadIndex  uint8 = 3 // nothing -> point; leader only
+	methodLeaseIndex uint8 = 4 // the same, with lease
+	methodProbe      uint8 = 5 // Report -> point with lease; leader only
+	methodHello      uint8 = 6 // candidate -> candidate
+	methodPromise    uint8 = 7 // promise -> nothing
+	methodJoin       uint8 = 8 // join -> joined; sent on to the leader
+	methodPing       uint8 = 9 // nothing -> nothing
+	methodSites      uint8 = 10
+	methodFetch      uint8 = 11 // fetch a copy from the caller; answers when it is staged
+)
+
+// Call serves a request of another node; it implements the transport's handler.
+func (n *Node) Call(ctx context.Context, from command.Hello, method uint8, req []byte) ([]byte, error) {
+	select {
+	case <-n.started:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	switch method {
+	case methodPropose:
+		res, err := n.group.submit(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		return command.AppendResult(nil, res), nil
+	case methodTerm:
+		return n.answerTerm(), nil
+	case methodReadIndex, methodLeaseIndex:
+		return n.answerIndex(ctx, method == methodLeaseIndex)
+	case methodProbe:
+		return serve(req, func(r Report) ([]byte, error) {
+			n.reports.record(from.ID, r, n.cfg.Clock.Steady())
+			return n.answerIndex(ctx, true)
+		})
+	case methodHello:
+		return serve(req, func(c candidate) ([]byte, error) { return encode(n.greet(c)) })
+	case methodPromise:
+		return serve(req, func(p promise) ([]byte, error) { return nil, n.accept(p) })
+	case methodJoin:
+		return serve(req, func(j join) ([]byte, error) {
+			answer, err := n.handleJoin(ctx, j)
+			if err != nil {
+				return nil, err
+			}
+			return encode(answer)
+		})
+	case methodPing:
+		return nil, nil
+	case methodSites:
+		sites, revision, err := n.leaderSites()
+		if err != nil {
+			return nil, err
+		}
+		return encode(sitesAnswer{Sites: sites, Revision: revision})
+	case methodFetch:
+		return nil, n.fetchCopy(ctx, from.ID)
+	default:
+		return nil, fmt.Errorf("method %d is not known to this build", method)
+	}
+}
+
+// Copy streams this node's whole state to a peer.
+func (n *Node) Copy(ctx context.Context, _ command.Hello, _ []byte, w io.Writer) error {
+	return n.parts.State.WriteCopy(ctx, w)
+}
+
+// OfferCopy makes the member to take a full copy from this node and returns
+// when it is complete and verified there. The transport runs it before a
+// snapshot goes out: what Raft then sends is only a descriptor, so that its
+// main loop on the receiver is held for the moment of the swap and no longer.
+func (n *Node) OfferCopy(ctx context.Context, to string) error {
+	_, err := n.parts.Transport.Call(ctx, to, methodFetch, nil)
+	return err
+}
+
+// fetchCopy stages a full copy taken from a member. Requests that come while
+// one is under way share the next, since a repeated offer follows a broken one.
+func (n *Node) fetchCopy(ctx context.Context, from string) error {
+	_, err := n.fetches.do(ctx, func() (struct{}, error) {
+		return struct{}{}, n.receiveCopy(func(ctx context.Context) (io.ReadCloser, error) {
+			return n.parts.Transport.FetchCopy(ctx, from, nil)
+		})
+	})
+	return err
+}
+
+func (n *Node) receiveCopy(open func(context.Context) (io.ReadCloser, error)) error {
+	began := n.cfg.Clock.Steady()
+	r, err := open(n.ctx)
+	if err != nil {
+		return fmt.Errorf("fetch a full copy: %w", err)
+	}
+	defer r.Close()
+	records, bytes, err := n.parts.State.ReceiveCopy(n.ctx, r)
+	if err != nil {
+		return fmt.Errorf("receive a full copy: %w", err)
+	}
+	took := n.cfg.Clock.Steady() - began
+	n.catchUp.Store(&command.CatchUp{Kind: "full", Records: records, Bytes: bytes, Seconds: took.Seconds()})
+	n.log.Info("staged a full copy", "records", records, "bytes", bytes, "took", took)
+	return nil
+}
+
+// MayLead reports whether this node is a voter in its latest configuration. The
+// transport drops every TimeoutNow while it is not: Raft itself would make a
+// learner a candidate.
+func (n *Node) MayLead() bool {
+	if n.raft == nil {
+		return false
+	}
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+		if string(s.ID) == n.id {
+			return s.Suffrage == raft.Voter
+		}
+	}
+	return false
+}
+
+func encode(v any) ([]byte, error) { return json.Marshal(v) }
+
+// serve decodes a JSON request for a handler.
+func serve[T any](req []byte, fn func(T) ([]byte, error)) ([]byte, error) {
+	var v T
+	if err := json.Unmarshal(req, &v); err != nil {
+		return nil, fmt.Errorf("decode request: %w", err)
+	}
+	return fn(v)
+}

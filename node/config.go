@@ -1,0 +1,187 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+// Config says what a node is and how it behaves.
+type Config struct {
+	// Self is this member as it wants to be known. ID is fixed for the life of
+	// the data directory; the other fields are announced when they change.
+	Self command.Member
+	// Home says that Self.Site is the home site. Only a node of the home site
+	// can be a voter.
+	Home bool
+	// BootstrapExpect, when positive, is the number of first voters: a node
+	// that has never met a cluster forms one as soon as that many voters with
+	// the same number see each other. 0 never forms a cluster.
+	BootstrapExpect int
+	// Join lists node-port addresses at which to find the cluster or, before
+	// there is one, the other first voters. Tried for ever.
+	Join []string
+	// Datacenter is the cluster's name in the Consul dialect; used when the
+	// cluster is formed.
+	Datacenter string
+
+	// Heartbeat is Raft's heartbeat and election timeout; a follower that
+	// heard nothing for one to two of it asks for an election. Shorter fails
+	// over faster and mistakes a busy host for a dead one sooner.
+	Heartbeat time.Duration
+	// CommitInterval is how often an idle leader tells followers its commit
+	// index. Reads do not wait for it: see Await.
+	CommitInterval time.Duration
+	// Wait bounds how long a request waits for a leader, and is also the
+	// longest a write waits for its outcome.
+	Wait time.Duration
+	// Lease is how long after the beginning of a leadership round default
+	// reads may ride on it. A read by a lease may miss writes that a new
+	// leader acknowledged within this time.
+	Lease time.Duration
+	// RoundTimeout bounds a leadership round.
+	RoundTimeout time.Duration
+	// InFlight is how many entries the group keeps in Raft at once. More
+	// overlaps disk and network; fewer makes larger groups.
+	InFlight int
+	// LogRetention is about how many bytes of log are kept after a snapshot, so
+	// that a member that was away catches up by log.
+	LogRetention uint64
+
+	Clock Clock
+	Log   hclog.Logger
+}
+
+// Defaults for Config.
+const (
+	DefaultHeartbeat      = 200 * time.Millisecond
+	DefaultCommitInterval = 20 * time.Millisecond
+	DefaultWait           = 7 * time.Second
+	DefaultLease          = 100 * time.Millisecond
+	DefaultRoundTimeout   = time.Second
+	DefaultInFlight       = 3
+	DefaultLogRetention   = 256 << 20
+)
+
+func (c *Config) validate() error {
+	if c.Self.Role == command.RoleVoter && !c.Home {
+		return command.ErrNotHome.With("%s is started as a voter of site %s, which is not said to be the home site", c.Self.Name, c.Self.Site)
+	}
+	if c.BootstrapExpect > 0 && c.Self.Role != command.RoleVoter {
+		return errors.New("only a voter can expect to form a cluster; drop --bootstrap-expect or start it with --role voter")
+	}
+	if c.BootstrapExpect > 1 && len(c.Join) == 0 {
+		return fmt.Errorf("forming a cluster of %d voters needs their addresses; give --join", c.BootstrapExpect)
+	}
+	setDefault(&c.Heartbeat, DefaultHeartbeat)
+	setDefault(&c.CommitInterval, DefaultCommitInterval)
+	setDefault(&c.Wait, DefaultWait)
+	setDefault(&c.Lease, DefaultLease)
+	setDefault(&c.RoundTimeout, DefaultRoundTimeout)
+	setDefault(&c.InFlight, DefaultInFlight)
+	setDefault(&c.LogRetention, DefaultLogRetention)
+	if c.Clock == nil {
+		c.Clock = SystemClock{}
+	}
+	if c.Log == nil {
+		c.Log = hclog.NewNullLogger()
+	}
+	return nil
+}
+
+func setDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// Parts are what a node runs on. The command builds the real ones, tests build
+// memory ones.
+type Parts struct {
+	State     State
+	FSM       FSM
+	Log       raft.LogStore
+	Stable    raft.StableStore
+	Snapshots raft.SnapshotStore
+	Logs      Logs
+	Identity  Identity
+	Transport Transport
+	// Failed delivers an error that ends this process's part in Raft: of the
+	// log, the stable store or the state. The node stops voting and leading at
+	// once and goes on serving stale reads.
+	Failed <-chan error
+}
+
+// State is the store as the node sees it.
+type State interface {
+	View() (command.View, error)
+	// Applied is the index and term of the last command or configuration that
+	// views contain.
+	Applied() (index, term uint64)
+	Revision() uint64
+	// WaitApplied returns when Applied has reached index.
+	WaitApplied(ctx context.Context, index uint64) error
+	WaitRevision(ctx context.Context, revision uint64) error
+	// Marker is the highest index the state machine was handed before the
+	// process last ended.
+	Marker() (index uint64, clean bool)
+	// Stamp is the cluster time of the last applied entry.
+	Stamp() (command.Stamp, time.Time)
+	Certify(wall time.Time)
+	LastCertified() time.Time
+	WriteCopy(ctx context.Context, w io.Writer) error
+	// ReceiveCopy stages a copy. Raft's restore puts it in place, or SwapCopy.
+	ReceiveCopy(ctx context.Context, r io.Reader) (records, bytes uint64, err error)
+	SwapCopy() error
+	Export(ctx context.Context, prefix string, revision uint64, fn func(command.Record) error) error
+}
+
+// FSM is the state machine.
+type FSM interface {
+	raft.BatchingFSM
+	// Term is the Raft term of the last Term command applied by this process.
+	Term() uint64
+}
+
+// Logs is what the node needs of the log beyond raft.LogStore.
+type Logs interface {
+	// Bounds are the first and last index, both 0 for an empty log.
+	Bounds() (first, last uint64, err error)
+	// Reset drops the whole log.
+	Reset() error
+	// EntryBytes is the average size of recent entries.
+	EntryBytes() uint64
+	SetPeer(id string, seen command.PeerSeen) error
+	Peers() map[string]command.PeerSeen
+}
+
+// Identity is the node's durable membership of a cluster.
+type Identity interface {
+	Cluster() (id string, epoch uint64)
+	// SetCluster is durable on return.
+	SetCluster(id string, epoch uint64) error
+}
+
+// Transport is the node port.
+type Transport interface {
+	raft.Transport
+	raft.WithPreVote
+	// Call sends a request to a member; CallAddr to whoever listens there. An
+	// error is command.ErrOutcomeUnknown when the request may have arrived.
+	Call(ctx context.Context, to string, method uint8, req []byte) ([]byte, error)
+	CallAddr(ctx context.Context, addr string, method uint8, req []byte) ([]byte, error)
+	FetchCopy(ctx context.Context, to string, req []byte) (io.ReadCloser, error)
+	FetchCopyAddr(ctx context.Context, addr string, req []byte) (io.ReadCloser, error)
+	Learn(id, addr string)
+	SetLeading(leading bool)
+	InjectCommit(leaderID string, term, index, indexTerm uint64)
+	Disconnect(id string)
+}

@@ -1,0 +1,28 @@
+// Package node is one running member: it runs Raft over the parts it is given,
+// groups writes, settles which index a read needs, joins, leads, hands over and
+// stops.
+//
+// # A write
+//
+// Propose finds the leader. On the leader the write joins a group that shares
+// one log entry (group.go); elsewhere it travels to the leader on the node port
+// (calls.go) and joins a group there. Raft commits the entry, the state machine
+// applies it, and the results come back on the calls that asked.
+//
+// # A read
+//
+// A read is evaluated on the node that was asked, always. AskIndex gets the
+// index the node must have applied first, from the leader, which confirms its
+// leadership by a round among the voters (round.go); Await waits for it.
+//
+// # Goroutines
+//
+//	leadership   follows Raft's state: opens and closes the group, proposes the
+//	             term command, promotes voters that have caught up (leadership.go)
+//	membership   forms or joins the cluster, announces changed addresses (join.go)
+//	housekeeping sizes the log by bytes, remembers what peers were seen to hold
+//	watch        turns Raft's leader observations into wake-ups
+//	group        one per entry in flight, ends when nothing is pending
+//
+// All are started by Start and have ended when Stop returns.
+package node

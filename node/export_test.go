@@ -1,0 +1,6 @@
+package node
+
+import "github.com/hashicorp/raft"
+
+// Raft lets tests do to Raft what no caller of a node can.
+func (n *Node) Raft() *raft.Raft { return n.raft }

@@ -1,0 +1,487 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+// candidate is what nodes tell each other before one of them belongs to a
+// cluster.
+type candidate struct {
+	Member command.Member `json:"member"`
+	// ClusterID is the cluster the node belongs to, empty for none.
+	ClusterID string `json:"cluster_id"`
+	Epoch     uint64 `json:"epoch"`
+	// Expect is the number of first voters the node waits for; 0 when it does
+	// not form a cluster.
+	Expect int `json:"expect"`
+}
+
+// promise asks a candidate to be one of the first voters of a cluster.
+type promise struct {
+	ClusterID string           `json:"cluster_id"`
+	Members   []command.Member `json:"members"`
+}
+
+// join asks the leader to add a member, or to update what the members table
+// says of it.
+type join struct {
+	Member command.Member `json:"member"`
+	// Check only asks whether the member would be let in.
+	Check bool `json:"check"`
+	// Hops counts the nodes the request passed; a non-leader passes it on once.
+	Hops int `json:"hops"`
+}
+
+type joined struct {
+	ClusterID string `json:"cluster_id"`
+	Epoch     uint64 `json:"epoch"`
+}
+
+// self is this node as a candidate.
+func (n *Node) self() candidate {
+	id, epoch := n.parts.Identity.Cluster()
+	c := candidate{Member: n.cfg.Self, ClusterID: id, Epoch: epoch}
+	if id == "" {
+		c.Expect = n.cfg.BootstrapExpect
+	}
+	return c
+}
+
+// greet answers a candidate with this node's own standing.
+func (n *Node) greet(c candidate) candidate {
+	n.parts.Transport.Learn(c.Member.ID, c.Member.RaftAddr)
+	return n.self()
+}
+
+// ask calls an address of Config.Join.
+func ask[T any](ctx context.Context, t Transport, addr string, method uint8, req any) (T, error) {
+	var answer T
+	b, err := encode(req)
+	if err != nil {
+		return answer, err
+	}
+	if b, err = t.CallAddr(ctx, addr, method, b); err != nil {
+		return answer, err
+	}
+	if err := json.Unmarshal(b, &answer); err != nil {
+		return answer, fmt.Errorf("decode answer of %s: %w", addr, err)
+	}
+	return answer, nil
+}
+
+// Preflight asks the addresses of cfg.Join, briefly, whether they would have
+// this node, before anything of it is on disk. It returns only errors that no
+// waiting will cure (command.Permanent); a cluster that cannot be reached is
+// none of them.
+func Preflight(ctx context.Context, cfg Config, clusterID string, t Transport) error {
+	if err := cfg.validate(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	me := candidate{Member: cfg.Self, ClusterID: clusterID, Expect: cfg.BootstrapExpect}
+	verdicts := make(chan error, len(cfg.Join))
+	for _, addr := range cfg.Join {
+		go func() { verdicts <- preflightOne(ctx, t, addr, me) }()
+	}
+	for range cfg.Join {
+		if err := <-verdicts; err != nil && permanent(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+func preflightOne(ctx context.Context, t Transport, addr string, me candidate) error {
+	if addr == me.Member.RaftAddr {
+		return nil
+	}
+	they, err := ask[candidate](ctx, t, addr, methodHello, me)
+	if err != nil {
+		return err
+	}
+	if they.Member.ID != me.Member.ID && they.Member.Name == me.Member.Name {
+		return command.ErrNameInUse.With("%s runs at %s", me.Member.Name, they.Member.RaftAddr)
+	}
+	if they.ClusterID == "" {
+		return nil
+	}
+	_, err = ask[joined](ctx, t, addr, methodJoin, join{Member: me.Member, Check: true})
+	return err
+}
+
+// membership makes this node a member and keeps what the members table says of
+// it true. It tries for ever, unless the cluster refuses for good: then the
+// node ends.
+func (n *Node) membership() {
+	pause := 50 * time.Millisecond
+	for {
+		done, err := n.enter()
+		switch {
+		case err != nil && permanent(err):
+			n.Fail(err, true)
+			return
+		case err != nil:
+			n.log.Debug("not a member yet", "error", err)
+			pause = min(2*pause, time.Second)
+		case done:
+			pause = 2 * time.Second
+		}
+		select {
+		case <-time.After(pause):
+		case <-n.stop:
+			return
+		}
+	}
+}
+
+// permanent reports whether err means that this node can never enter. An error
+// that speaks of the peer (one that is rolled back, or of an older epoch) says
+// nothing about this node.
+func permanent(err error) bool {
+	var refusal interface{ OfPeer() bool }
+	if errors.As(err, &refusal) && refusal.OfPeer() {
+		return false
+	}
+	return command.Permanent(err)
+}
+
+// enter takes the next step towards membership. done: the node is a member and
+// the members table is right about it.
+func (n *Node) enter() (done bool, err error) {
+	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.Wait)
+	defer cancel()
+	if n.known() {
+		return true, nil
+	}
+	if cluster, _ := n.parts.Identity.Cluster(); cluster != "" && n.raft.LastIndex() > 0 {
+		// A member whose entry is missing or out of date: the leader will put
+		// it right.
+		if n.leaderID() == n.id {
+			return false, n.found(ctx)
+		}
+		return false, n.announce(ctx)
+	}
+	return false, n.meet(ctx)
+}
+
+// known reports whether the members table has this node as it is, and the Raft
+// configuration has it at all.
+func (n *Node) known() bool {
+	view, err := n.parts.State.View()
+	if err != nil {
+		return false
+	}
+	defer view.Close()
+	members, err := view.Members()
+	if err != nil || !slices.Contains(members, n.cfg.Self) {
+		return false
+	}
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+		if string(s.ID) == n.id {
+			return true
+		}
+	}
+	return false
+}
+
+// announce sends the member's entry to the leader, by the way the node knows
+// it or by the addresses of Config.Join.
+func (n *Node) announce(ctx context.Context) error {
+	req, err := encode(join{Member: n.cfg.Self})
+	if err != nil {
+		return err
+	}
+	if leader := n.leaderID(); leader != "" {
+		_, err := n.parts.Transport.Call(ctx, leader, methodJoin, req)
+		return err
+	}
+	err = command.ErrNoLeader
+	for _, addr := range n.cfg.Join {
+		if addr == n.cfg.Self.RaftAddr {
+			continue
+		}
+		if _, err = ask[joined](ctx, n.parts.Transport, addr, methodJoin, join{Member: n.cfg.Self}); err == nil || permanent(err) {
+			return err
+		}
+	}
+	return err
+}
+
+// found gives a newly formed cluster its identity, or this leader its entry.
+func (n *Node) found(ctx context.Context) error {
+	n.forming.Lock()
+	c := n.forming.init
+	n.forming.Unlock()
+	if c == nil {
+		id, epoch := n.parts.Identity.Cluster()
+		c = &command.Init{Cluster: command.Cluster{ID: id, Datacenter: n.cfg.Datacenter, HomeSite: n.cfg.Self.Site, Epoch: epoch}}
+	}
+	// Changes nothing if the cluster has its identity already.
+	if _, err := n.Propose(ctx, c); err != nil {
+		return err
+	}
+	_, err := n.Propose(ctx, &command.MemberSet{Member: n.cfg.Self})
+	return err
+}
+
+// meet finds a cluster to join, or forms one with the other candidates.
+func (n *Node) meet(ctx context.Context) error {
+	candidates := map[string]command.Member{n.id: n.cfg.Self}
+	var problem error
+	for _, addr := range n.cfg.Join {
+		if addr == n.cfg.Self.RaftAddr {
+			continue
+		}
+		they, err := ask[candidate](ctx, n.parts.Transport, addr, methodHello, n.self())
+		if err != nil {
+			if permanent(err) {
+				return err
+			}
+			problem = err
+			continue
+		}
+		if they.Member.ID == n.id {
+			continue
+		}
+		n.parts.Transport.Learn(they.Member.ID, they.Member.RaftAddr)
+		switch {
+		case they.ClusterID != "":
+			if err := n.joinAt(ctx, addr); err == nil || permanent(err) {
+				return err
+			} else {
+				problem = err
+			}
+		case they.Member.Name == n.cfg.Self.Name:
+			return command.ErrNameInUse.With("%s runs at %s", they.Member.Name, addr)
+		case they.Expect == n.cfg.BootstrapExpect && they.Expect > 0 && they.Member.Site == n.cfg.Self.Site:
+			candidates[they.Member.ID] = they.Member
+		}
+	}
+	if n.cfg.BootstrapExpect > 0 && len(candidates) == n.cfg.BootstrapExpect {
+		return n.form(ctx, candidates)
+	}
+	if problem != nil {
+		return problem
+	}
+	if n.cfg.BootstrapExpect > 0 {
+		return fmt.Errorf("%d of %d first voters have met", len(candidates), n.cfg.BootstrapExpect)
+	}
+	return errors.New("no cluster found yet")
+}
+
+// joinAt enters the cluster that the node at addr belongs to.
+func (n *Node) joinAt(ctx context.Context, addr string) error {
+	answer, err := ask[joined](ctx, n.parts.Transport, addr, methodJoin, join{Member: n.cfg.Self})
+	if err != nil {
+		return err
+	}
+	if err := n.parts.Identity.SetCluster(answer.ClusterID, answer.Epoch); err != nil {
+		return err
+	}
+	n.log.Info("joined the cluster", "cluster", answer.ClusterID)
+	return nil
+}
+
+// form makes a cluster of exactly these first voters. Only the candidate with
+// the lowest id does so, and only after each of the others has promised,
+// durably, to belong to it: a candidate belongs to one cluster at most, so two
+// groups of candidates cannot both form one with the same member.
+func (n *Node) form(ctx context.Context, candidates map[string]command.Member) error {
+	members := make([]command.Member, 0, len(candidates))
+	for _, m := range candidates {
+		members = append(members, m)
+	}
+	slices.SortFunc(members, func(a, b command.Member) int {
+		if a.ID < b.ID {
+			return -1
+		}
+		return 1
+	})
+	if members[0].ID != n.id {
+		return fmt.Errorf("waiting for %s to form the cluster", members[0].Name)
+	}
+	n.forming.Lock()
+	defer n.forming.Unlock()
+	if n.forming.id == "" {
+		n.forming.id = newClusterID()
+	}
+	p := promise{ClusterID: n.forming.id, Members: members}
+	req, err := encode(p)
+	if err != nil {
+		return err
+	}
+	var servers []raft.Server
+	for _, m := range members {
+		servers = append(servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(m.ID), Address: raft.ServerAddress(m.ID)})
+		if m.ID == n.id {
+			continue
+		}
+		if _, err := n.parts.Transport.Call(ctx, m.ID, methodPromise, req); err != nil {
+			return fmt.Errorf("%s did not promise to belong to the cluster: %w", m.Name, err)
+		}
+	}
+	n.forming.init = &command.Init{
+		Cluster: command.Cluster{ID: p.ClusterID, Datacenter: n.cfg.Datacenter, HomeSite: n.cfg.Self.Site, Epoch: 1},
+		Members: members,
+	}
+	if err := n.parts.Identity.SetCluster(p.ClusterID, 1); err != nil {
+		return err
+	}
+	n.log.Info("forming a cluster", "cluster", p.ClusterID, "voters", len(servers))
+	return n.raft.BootstrapCluster(raft.Configuration{Servers: servers}).Error()
+}
+
+// accept makes this node a first voter of the cluster, durably. A node that has
+// entries belongs to its cluster for good; one that only promised may promise
+// again, since a cluster all of whose voters must promise has not begun without
+// it.
+func (n *Node) accept(p promise) error {
+	n.forming.Lock()
+	defer n.forming.Unlock()
+	if n.forming.init != nil || n.raft.LastIndex() > 0 || n.raft.GetConfiguration().Index() > 0 {
+		id, _ := n.parts.Identity.Cluster()
+		return command.ErrWrongCluster.With("%s belongs to cluster %s", n.cfg.Self.Name, id)
+	}
+	if !slices.ContainsFunc(p.Members, func(m command.Member) bool { return m.ID == n.id }) {
+		return command.ErrWrongIdentity.With("%s was not meant", n.cfg.Self.Name)
+	}
+	for _, m := range p.Members {
+		n.parts.Transport.Learn(m.ID, m.RaftAddr)
+	}
+	return n.parts.Identity.SetCluster(p.ClusterID, 1)
+}
+
+func newClusterID() string {
+	var b [16]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		panic(err) // crypto/rand never fails on supported systems
+	}
+	return hex.EncodeToString(b[:])
+}
+
+// handleJoin lets a member in, or updates its entry. Served by the leader; any
+// other node passes the request on to it.
+func (n *Node) handleJoin(ctx context.Context, j join) (joined, error) {
+	if n.raft.State() != raft.Leader {
+		leader := n.leaderID()
+		if leader == "" || j.Hops > 0 {
+			return joined{}, command.ErrNoLeader
+		}
+		j.Hops++
+		req, err := encode(j)
+		if err != nil {
+			return joined{}, err
+		}
+		b, err := n.parts.Transport.Call(ctx, leader, methodJoin, req)
+		if err != nil {
+			return joined{}, err
+		}
+		var answer joined
+		return answer, json.Unmarshal(b, &answer)
+	}
+	// One at a time: each looks at the members before it changes them.
+	n.joining.Lock()
+	defer n.joining.Unlock()
+	view, err := n.parts.State.View()
+	if err != nil {
+		return joined{}, err
+	}
+	cluster := view.Cluster()
+	members, err := view.Members()
+	view.Close()
+	if err != nil {
+		return joined{}, err
+	}
+	if cluster.ID == "" {
+		return joined{}, command.ErrNoLeader.With("the cluster is only just being formed")
+	}
+	former, err := n.admit(ctx, j.Member, cluster, members)
+	if err != nil {
+		return joined{}, err
+	}
+	answer := joined{ClusterID: cluster.ID, Epoch: cluster.Epoch}
+	if j.Check {
+		return answer, nil
+	}
+	return answer, n.add(ctx, j.Member, former)
+}
+
+// admit decides whether m may be a member. former is the dead member of the
+// same name that m replaces, empty if there is none.
+func (n *Node) admit(ctx context.Context, m command.Member, cluster command.Cluster, members []command.Member) (former string, err error) {
+	if m.Role == command.RoleVoter && m.Site != cluster.HomeSite {
+		return "", command.ErrNotHome.With("%s is at site %s, home is %s", m.Name, m.Site, cluster.HomeSite)
+	}
+	lowest := m.Level
+	for _, old := range members {
+		lowest = min(lowest, old.Level)
+	}
+	if m.Level < lowest {
+		return "", command.ErrCommandLevel.With("%s knows level %d, the cluster is at %d", m.Name, m.Level, lowest)
+	}
+	for _, old := range members {
+		if old.Name != m.Name || old.ID == m.ID {
+			continue
+		}
+		short, cancel := context.WithTimeout(ctx, time.Second)
+		_, err := n.parts.Transport.Call(short, old.ID, methodPing, nil)
+		cancel()
+		if old.ID == n.id || err == nil {
+			return "", command.ErrNameInUse.With("%s runs at %s", old.Name, old.RaftAddr)
+		}
+		former = old.ID
+	}
+	return former, nil
+}
+
+// add puts m into the members table and the Raft configuration, in place of
+// former. A new member never votes at once: see promote.
+func (n *Node) add(ctx context.Context, m command.Member, former string) error {
+	if former != "" {
+		n.log.Info("replacing a member that is gone", "name", m.Name, "former", former, "now", m.ID)
+		if err := n.raft.RemoveServer(raft.ServerID(former), 0, n.cfg.Wait).Error(); err != nil {
+			return fmt.Errorf("remove %s: %w", former, raftError(err))
+		}
+		if _, err := n.Propose(ctx, &command.MemberRemove{ID: former}); err != nil {
+			return err
+		}
+		n.parts.Transport.Disconnect(former)
+	}
+	if _, err := n.Propose(ctx, &command.MemberSet{Member: m}); err != nil {
+		return err
+	}
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+		if string(s.ID) != m.ID {
+			continue
+		}
+		if s.Suffrage == raft.Voter && m.Role == command.RoleLearner {
+			return raftError(n.raft.DemoteVoter(s.ID, 0, n.cfg.Wait).Error())
+		}
+		return nil
+	}
+	return raftError(n.raft.AddNonvoter(raft.ServerID(m.ID), raft.ServerAddress(m.ID), 0, n.cfg.Wait).Error())
+}
+
+// raftError turns Raft's words for lost leadership into ours.
+func raftError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		return command.ErrNoLeader.With("%v", err)
+	default:
+		return err
+	}
+}

@@ -1,0 +1,173 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+// clusterTime is the leader's cluster time: it continues from the last applied
+// stamp by the leader's own steady clock, so no wall clock ever moves it.
+type clusterTime struct {
+	base   command.Stamp // stamp at since
+	since  time.Duration // steady clock
+	steady func() time.Duration
+}
+
+func (t *clusterTime) now() command.Stamp {
+	return t.base + command.Stamp(t.steady()-t.since)
+}
+
+// stamp gives the time of a new entry. Before the term's first entry is applied
+// the base is what this node has applied so far; the state machine never lets
+// cluster time go back, whatever an entry says.
+func (n *Node) stamp() (command.Stamp, time.Time) {
+	wall := n.cfg.Clock.Wall()
+	if t := n.time.Load(); t != nil {
+		return t.now(), wall
+	}
+	s, _ := n.parts.State.Stamp()
+	return s, wall
+}
+
+// leadership follows Raft's state. Raft's notifications can be missed or come
+// late, so each one only makes it look at the truth, and so does a ticker.
+func (n *Node) leadership() {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	var term uint64 // in which this node leads; 0: it does not
+	for {
+		now := uint64(0)
+		if n.raft.State() == raft.Leader {
+			now = n.raft.CurrentTerm()
+		}
+		if now != term {
+			if term != 0 {
+				n.endLeading()
+			}
+			if now != 0 && !n.beginLeading(now) {
+				now = 0 // lost it again; look once more
+			}
+			term = now
+			n.changed.notify()
+		}
+		if term != 0 {
+			n.promote()
+		}
+		select {
+		case <-n.raft.LeaderCh():
+		case <-tick.C:
+		case <-n.stop:
+			if term != 0 {
+				n.endLeading()
+			}
+			return
+		}
+	}
+}
+
+// beginLeading lets writes in behind the term's first command and waits until
+// that is applied. It returns false when leadership was lost meanwhile.
+func (n *Node) beginLeading(term uint64) bool {
+	n.parts.Transport.SetLeading(true)
+	entry := command.Append(command.NewEntry(0), &command.Term{})
+	stamp, wall := n.stamp()
+	command.SetTime(entry, stamp, wall)
+	f := n.raft.Apply(entry, 0)
+	n.group.unlock()
+	if _, err := outcome(f, 1); err != nil || n.parts.FSM.Term() != term {
+		n.endLeading()
+		return false
+	}
+	base, _ := n.parts.State.Stamp()
+	n.time.Store(&clusterTime{base: base, since: n.cfg.Clock.Steady(), steady: n.cfg.Clock.Steady})
+	n.log.Info("leading", "term", term)
+	return true
+}
+
+func (n *Node) endLeading() {
+	n.group.lock()
+	n.time.Store(nil)
+	n.lastRound.Store(nil)
+	n.parts.Transport.SetLeading(false)
+	n.reports.clear()
+	n.log.Info("no longer leading")
+}
+
+// promote makes voters of the home-site members that asked to be and have
+// caught up. Nothing else in Holdfast makes a voter after the cluster was
+// formed, and it never looks at a member of another site.
+func (n *Node) promote() {
+	view, err := n.parts.State.View()
+	if err != nil {
+		return
+	}
+	defer view.Close()
+	future := n.raft.GetConfiguration()
+	members, err := view.Members()
+	if err != nil {
+		return
+	}
+	eligible := make(map[string]bool, len(members))
+	for _, m := range members {
+		eligible[m.ID] = m.Role == command.RoleVoter && m.Site == view.Cluster().HomeSite
+	}
+	for _, s := range future.Configuration().Servers {
+		if s.Suffrage == raft.Voter || !eligible[string(s.ID)] || !n.level(string(s.ID)) {
+			continue
+		}
+		n.log.Info("member has caught up and becomes a voter", "id", s.ID)
+		// With the configuration's index, so that a change made meanwhile wins.
+		if err := n.raft.AddVoter(s.ID, s.Address, future.Index(), n.cfg.Wait).Error(); err != nil {
+			n.log.Warn("member could not be made a voter", "id", s.ID, "error", err)
+		}
+		return // one change at a time
+	}
+}
+
+// levelEntries is how many entries a member may lack and still be called level.
+const levelEntries = 128
+
+// level reports whether a member said, recently, that it holds nearly all of
+// the log.
+func (n *Node) level(id string) bool {
+	r, at, ok := n.reports.get(id)
+	return ok && n.cfg.Clock.Steady()-at < 2*time.Second && r.LastIndex+levelEntries >= n.raft.LastIndex()
+}
+
+// StepDown hands leadership to the most complete other voter, if this node
+// leads, and returns when there is a new leader. Writes that are under way are
+// finished first, and those that arrive meanwhile wait and go to the new
+// leader: none fails.
+func (n *Node) StepDown(ctx context.Context) error {
+	if n.raft.State() != raft.Leader {
+		return nil
+	}
+	if others, _ := n.voters(); len(others) == 0 {
+		return nil // nobody to hand over to
+	}
+	if err := n.group.drain(ctx); err != nil {
+		n.group.unlock()
+		return err
+	}
+	if err := n.raft.LeadershipTransfer().Error(); err != nil {
+		n.group.unlock()
+		return err
+	}
+	for {
+		changed := n.changed.wait()
+		if id := n.leaderID(); id != "" && id != n.id {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-time.After(retryInterval):
+		case <-ctx.Done():
+			return errors.New("leadership was handed over, but no new leader is known yet")
+		}
+	}
+}

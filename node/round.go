@@ -1,0 +1,280 @@
+package node
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+// A leadership round asks the voters of the latest configuration, after the
+// read that needs it arrived, whether they are still in the leader's term. A
+// majority that is has granted no vote in a later one, so no other leader can
+// have acknowledged a write before the round began.
+//
+// Raft's own VerifyLeader is no substitute: it counts answers of non-voters
+// (hashicorp/raft v1.7.3, raft.go), so a leader cut off from the other voters
+// but not from a learner would verify itself.
+
+// confirmation is the outcome of a round.
+type confirmation struct {
+	term  uint64
+	began Instant
+}
+
+// confirm returns the outcome of a round that began after confirm was called,
+// or, with lease, of one that began at most Config.Lease ago. It fails with
+// command.ErrNotLeader when leadership is not or no longer given.
+func (n *Node) confirm(ctx context.Context, lease bool) (confirmation, error) {
+	if lease {
+		if c := n.lastRound.Load(); c != nil && c.term == n.raft.CurrentTerm() && c.began.Age(Now(n.cfg.Clock)) <= n.cfg.Lease {
+			return *c, nil
+		}
+	}
+	return n.rounds.do(ctx, n.round)
+}
+
+// round runs one round.
+func (n *Node) round() (confirmation, error) {
+	c := confirmation{began: Now(n.cfg.Clock), term: n.parts.FSM.Term()}
+	if !n.leads(c.term) {
+		return c, command.ErrNotLeader
+	}
+	voters, self := n.voters()
+	need := (len(voters)+self)/2 + 1 - self
+	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.RoundTimeout)
+	defer cancel()
+	answers := make(chan error, len(voters))
+	for _, id := range voters {
+		go func() { answers <- n.askTerm(ctx, id, c.term) }()
+	}
+	for left := len(voters); need > 0; left-- {
+		if left < need {
+			return c, command.ErrNotLeader.With("no majority of the voters confirms term %d", c.term)
+		}
+		switch err := <-answers; {
+		case err == nil:
+			need--
+		case errors.Is(err, errNewerTerm):
+			return c, command.ErrNotLeader.With("a voter is in a later term than %d", c.term)
+		}
+	}
+	if !n.leads(c.term) {
+		return c, command.ErrNotLeader
+	}
+	n.lastRound.Store(&c)
+	return c, nil
+}
+
+// leads reports whether this node leads in term and has applied the term's
+// first command, so that its state holds all that earlier leaders committed.
+func (n *Node) leads(term uint64) bool {
+	return term != 0 && n.raft.State() == raft.Leader && n.raft.CurrentTerm() == term && n.parts.FSM.Term() == term
+}
+
+// voters lists the other voters of the latest configuration, and 1 when this
+// node is one, else 0.
+func (n *Node) voters() (others []string, self int) {
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+		switch {
+		case s.Suffrage != raft.Voter:
+		case string(s.ID) == n.id:
+			self = 1
+		default:
+			others = append(others, string(s.ID))
+		}
+	}
+	return others, self
+}
+
+var errNewerTerm = errors.New("voter is in a later term")
+
+// askTerm asks one voter for its term. It returns nil when the voter is the one
+// meant, of this cluster and epoch, and in the same term.
+func (n *Node) askTerm(ctx context.Context, id string, term uint64) error {
+	answer, err := n.parts.Transport.Call(ctx, id, methodTerm, nil)
+	if err != nil {
+		return err
+	}
+	cluster, epoch := n.parts.Identity.Cluster()
+	theirs, rest, err := decodeTerm(answer)
+	switch {
+	case err != nil:
+		return err
+	case rest != termAnswerTail(cluster, epoch, id):
+		return errors.New("the answer is of another server, cluster or epoch")
+	case theirs > term:
+		return errNewerTerm
+	case theirs < term:
+		return errors.New("the voter has not reached this term")
+	}
+	return nil
+}
+
+func (n *Node) answerTerm() []byte {
+	cluster, epoch := n.parts.Identity.Cluster()
+	b := binary.BigEndian.AppendUint64(nil, n.raft.CurrentTerm())
+	return append(b, termAnswerTail(cluster, epoch, n.id)...)
+}
+
+func termAnswerTail(cluster string, epoch uint64, id string) string {
+	b := binary.BigEndian.AppendUint64(nil, epoch)
+	return string(b) + cluster + "/" + id
+}
+
+func decodeTerm(b []byte) (term uint64, tail string, err error) {
+	if len(b) < 8 {
+		return 0, "", errors.New("term answer is cut off")
+	}
+	return binary.BigEndian.Uint64(b), string(b[8:]), nil
+}
+
+// Point is an index a read has to wait for.
+type Point struct {
+	Index      uint64 // the leader's applied index
+	IndexTerm  uint64 // and the term of that entry
+	LeaderTerm uint64
+	Leader     string // id
+	// AsOf is a moment on this node's clock: once Index is applied here, the
+	// state holds every write acknowledged before it.
+	AsOf Instant
+}
+
+// AskIndex asks the leader for the index that a read must wait for. Without
+// lease the leader confirms its leadership after the request arrived, so the
+// read is linearizable; with lease it may ride on a round that began up to
+// Config.Lease ago. Concurrent callers on one node share one request.
+//
+// It waits for a leader for as long as Config.Wait; command.ErrNoLeader after
+// that.
+func (n *Node) AskIndex(ctx context.Context, lease bool) (Point, error) {
+	var p Point
+	if planted("read-without-round") {
+		return Point{AsOf: Now(n.cfg.Clock)}, nil
+	}
+	err := n.withLeader(ctx, func(ctx context.Context, leader string) (err error) {
+		switch {
+		case leader == n.id:
+			p, err = n.localIndex(ctx, lease)
+		case lease:
+			p, err = n.leaseAsks.do(ctx, func() (Point, error) { return n.remoteIndex(methodLeaseIndex, nil) })
+		default:
+			p, err = n.readAsks.do(ctx, func() (Point, error) { return n.remoteIndex(methodReadIndex, nil) })
+		}
+		if errors.Is(err, command.ErrOutcomeUnknown) {
+			return command.ErrNotLeader.With("%v", err) // asking changes nothing: ask again
+		}
+		return err
+	})
+	return p, err
+}
+
+// localIndex is AskIndex on the leader.
+func (n *Node) localIndex(ctx context.Context, lease bool) (Point, error) {
+	// The applied index is enough: a write is acknowledged after it is applied
+	// here. It is read after the request arrived and before the round, and the
+	// term's first command has been applied (leads), so it covers earlier
+	// leaders' writes too.
+	p := Point{Leader: n.id, AsOf: Now(n.cfg.Clock)}
+	term := n.parts.FSM.Term()
+	if !n.leads(term) {
+		return Point{}, command.ErrNotLeader.With("the term's first entry is not applied yet")
+	}
+	p.Index, p.IndexTerm = n.parts.State.Applied()
+	c, err := n.confirm(ctx, lease)
+	if err != nil {
+		return Point{}, err
+	}
+	if c.term != term {
+		return Point{}, command.ErrNotLeader
+	}
+	p.LeaderTerm = term
+	if c.began.Steady < p.AsOf.Steady {
+		p.AsOf = c.began
+	}
+	return p, nil
+}
+
+// remoteIndex is one request to the leader. Runs detached from any caller.
+func (n *Node) remoteIndex(method uint8, req []byte) (Point, error) {
+	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.RoundTimeout)
+	defer cancel()
+	leader := n.leaderID()
+	if leader == "" || leader == n.id {
+		return Point{}, command.ErrNotLeader
+	}
+	sent := Now(n.cfg.Clock)
+	answer, err := n.parts.Transport.Call(ctx, leader, method, req)
+	if err != nil {
+		return Point{}, err
+	}
+	p, age, err := decodePoint(answer)
+	if err != nil {
+		return Point{}, err
+	}
+	p.Leader = leader
+	// The round began `age` before the leader answered, and it answered after
+	// the request was sent: counted from there, AsOf is early, never late.
+	p.AsOf = sent.Before(age)
+	return p, nil
+}
+
+// answerIndex serves methodReadIndex and methodLeaseIndex on the leader.
+func (n *Node) answerIndex(ctx context.Context, lease bool) ([]byte, error) {
+	arrived := Now(n.cfg.Clock)
+	p, err := n.localIndex(ctx, lease)
+	if err != nil {
+		return nil, err
+	}
+	age := max(arrived.Steady-p.AsOf.Steady, 0)
+	if age > 0 {
+		age = p.AsOf.Age(Now(n.cfg.Clock))
+	}
+	b := make([]byte, 0, 32)
+	for _, v := range []uint64{p.Index, p.IndexTerm, p.LeaderTerm, uint64(age)} {
+		b = binary.BigEndian.AppendUint64(b, v)
+	}
+	return b, nil
+}
+
+func decodePoint(b []byte) (Point, time.Duration, error) {
+	if len(b) != 32 {
+		return Point{}, 0, errors.New("index answer is cut off")
+	}
+	u := binary.BigEndian.Uint64
+	return Point{Index: u(b), IndexTerm: u(b[8:]), LeaderTerm: u(b[16:])}, time.Duration(u(b[24:])), nil
+}
+
+// Await returns when this node's state holds p.Index.
+//
+// A follower that has the entry in its log may not know yet that it is
+// committed; the leader's answer proves it, so the transport delivers to Raft
+// the message the leader would send next (an empty AppendEntries).
+func (n *Node) Await(ctx context.Context, p Point) error {
+	if applied, _ := n.parts.State.Applied(); applied >= p.Index {
+		return nil
+	}
+	if p.Leader == n.id {
+		return n.parts.State.WaitApplied(ctx, p.Index)
+	}
+	for poll := 200 * time.Microsecond; ; poll = min(2*poll, 5*time.Millisecond) {
+		if n.raft.LastIndex() >= p.Index {
+			n.parts.Transport.InjectCommit(p.Leader, p.LeaderTerm, p.Index, p.IndexTerm)
+		}
+		short, cancel := context.WithTimeout(ctx, poll)
+		err := n.parts.State.WaitApplied(short, p.Index)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		select {
+		case <-n.stop:
+			return command.ErrStopping
+		default:
+		}
+	}
+}

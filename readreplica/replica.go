@@ -1,0 +1,324 @@
+package readreplica
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/node"
+)
+
+// Config says how a copy measures itself.
+type Config struct {
+	// ProbeInterval is how often the leader is asked. The staleness reported by
+	// a level copy moves between 0 and about this; each probe is one small
+	// message, and probes of many copies share the leader's rounds.
+	ProbeInterval time.Duration
+	// ContactLimit is how long after the last successful probe the copy calls
+	// itself cut off.
+	ContactLimit time.Duration
+	// Wait bounds how long a read waits for this node to catch up with the
+	// leader. BoundedWait is the same for a read with max_stale, including the
+	// wait for a leader: its user asked for an answer now or none.
+	Wait        time.Duration
+	BoundedWait time.Duration
+	Log         hclog.Logger
+}
+
+// Defaults for Config.
+const (
+	DefaultProbeInterval = 500 * time.Millisecond
+	DefaultContactLimit  = 3 * time.Second
+	DefaultBoundedWait   = 2 * time.Second
+	// DefaultMinIndexWait is how long a read waits for min_index unless told.
+	DefaultMinIndexWait = 5 * time.Second
+)
+
+// Replica answers reads on a node. Writes and topology pass through to it.
+type Replica struct {
+	*node.Node
+	cfg   Config
+	clock node.Clock
+	state node.State
+	began time.Duration // steady clock
+
+	cert        certificate
+	failed      atomic.Uint64 // consecutive failed probes
+	lastSuccess atomic.Int64  // steady clock, 0 for never
+	waiting     atomic.Int64  // probe answers whose index is not applied yet
+
+	stop  chan struct{}
+	ctx   context.Context
+	end   context.CancelFunc
+	loops sync.WaitGroup
+}
+
+// New returns the reading side of n. Start begins to probe.
+func New(cfg Config, n *node.Node) *Replica {
+	for _, d := range []struct {
+		v       *time.Duration
+		initial time.Duration
+	}{
+		{&cfg.ProbeInterval, DefaultProbeInterval},
+		{&cfg.ContactLimit, DefaultContactLimit},
+		{&cfg.Wait, node.DefaultWait},
+		{&cfg.BoundedWait, DefaultBoundedWait},
+	} {
+		if *d.v <= 0 {
+			*d.v = d.initial
+		}
+	}
+	if cfg.Log == nil {
+		cfg.Log = hclog.NewNullLogger()
+	}
+	r := &Replica{Node: n, cfg: cfg, clock: n.Clock(), state: n.State(), began: n.Clock().Steady(), stop: make(chan struct{})}
+	r.ctx, r.end = context.WithCancel(context.Background())
+	return r
+}
+
+// Start begins to probe.
+func (r *Replica) Start() {
+	r.loops.Add(1)
+	go func() {
+		defer r.loops.Done()
+		r.probe()
+	}()
+}
+
+// Stop ends the probe and waits for its goroutines. The node goes on.
+func (r *Replica) Stop() {
+	r.end()
+	close(r.stop)
+	r.loops.Wait()
+}
+
+// maxWaiting bounds the probe answers that wait for their index while a copy is
+// behind: enough to certify at every step of a long catch-up.
+const maxWaiting = 64
+
+// probe asks the leader in every interval.
+func (r *Replica) probe() {
+	tick := time.NewTicker(r.cfg.ProbeInterval)
+	defer tick.Stop()
+	for {
+		if r.waiting.Load() < maxWaiting {
+			r.probeOnce()
+		}
+		select {
+		case <-tick.C:
+		case <-r.stop:
+			return
+		}
+	}
+}
+
+func (r *Replica) probeOnce() {
+	t, known := r.cert.get()
+	p, err := r.Probe(r.ctx, age(t, r.clock), known)
+	if err != nil {
+		if n := r.failed.Add(1); n == 1 {
+			r.cfg.Log.Debug("freshness probe failed", "error", err)
+		}
+		return
+	}
+	r.failed.Store(0)
+	r.lastSuccess.Store(int64(r.clock.Steady()))
+	r.waiting.Add(1)
+	r.loops.Add(1)
+	go func() {
+		defer r.loops.Done()
+		defer r.waiting.Add(-1)
+		if r.Await(r.ctx, p) == nil {
+			r.prove(p.AsOf)
+		}
+	}()
+}
+
+// prove records a certificate, also for the next start of the process.
+func (r *Replica) prove(t node.Instant) {
+	if r.cert.prove(t) {
+		r.state.Certify(t.Wall)
+	}
+}
+
+// Read evaluates fn on a state that meets o, and says what the answer is worth.
+// fn must evaluate into memory and may be run again from the start: whether an
+// answer is fresh enough is judged after it. Errors of fn come back unchanged.
+//
+// Errors: command.ErrNoLeader; command.ErrTooStale, no state within MaxStale
+// can be reached; command.ErrRevisionNotReached; command.ErrNotReady, this node
+// never held a complete state.
+func (r *Replica) Read(ctx context.Context, o command.ReadOptions, fn func(command.View) error) (command.ReadInfo, error) {
+	if o.MinRevision > 0 {
+		if err := r.awaitRevision(ctx, o); err != nil {
+			return r.info(node.Instant{}, false), err
+		}
+	}
+	fresh := false // ask the leader although the mode is stale
+	for {
+		asOf, known, err := r.gate(ctx, o, fresh)
+		if err != nil {
+			return r.info(node.Instant{}, false), err
+		}
+		revision, err := r.evaluate(fn)
+		if err != nil {
+			return r.info(asOf, known), err
+		}
+		info := r.info(asOf, known)
+		info.Revision = revision
+		if o.Mode == command.ReadConsistent {
+			info.Staleness = 0
+		}
+		if o.MaxStale > 0 && (!known || info.Staleness > o.MaxStale) {
+			if fresh {
+				return info, command.ErrTooStale.With("the answer is %v old, max_stale is %v", info.Staleness, o.MaxStale)
+			}
+			fresh = true
+			continue
+		}
+		return info, nil
+	}
+}
+
+// gate returns when the local state may be read under o, and as of when it is
+// known to be complete.
+func (r *Replica) gate(ctx context.Context, o command.ReadOptions, fresh bool) (asOf node.Instant, known bool, err error) {
+	mode := o.Mode
+	if mode == command.ReadDefault && r.Learner() {
+		mode = command.ReadStale
+	}
+	if mode != command.ReadStale {
+		asOf, err = r.settle(ctx, mode == command.ReadDefault)
+		return asOf, true, err
+	}
+	asOf, known = r.cert.get()
+	switch {
+	case o.MaxStale > 0 && (fresh || !known || age(asOf, r.clock) > o.MaxStale):
+		short, cancel := context.WithTimeout(ctx, r.cfg.BoundedWait)
+		t, err := r.settle(short, false)
+		cancel()
+		if err == nil {
+			return t, true, nil
+		}
+		if ctx.Err() != nil {
+			return asOf, known, err
+		}
+		if known {
+			return asOf, known, command.ErrTooStale.With("this node's state is %v old and the leader cannot be asked", age(asOf, r.clock).Round(time.Millisecond))
+		}
+		return asOf, known, command.ErrTooStale.With("the age of this node's state is unknown and the leader cannot be asked")
+	case !known && r.state.LastCertified().IsZero():
+		// Never complete: what is here may be any part of a catch-up.
+		t, err := r.settle(ctx, true)
+		if err != nil {
+			return asOf, false, command.ErrNotReady.With("%v", err)
+		}
+		return t, true, nil
+	}
+	return asOf, known, nil
+}
+
+// settle asks the leader which index is needed and waits for it, for as long
+// as a request may wait.
+func (r *Replica) settle(ctx context.Context, lease bool) (node.Instant, error) {
+	p, err := r.AskIndex(ctx, lease)
+	if err != nil {
+		return node.Instant{}, err
+	}
+	short, cancel := context.WithTimeout(ctx, r.cfg.Wait)
+	defer cancel()
+	if err := r.Await(short, p); err != nil {
+		if ctx.Err() == nil && short.Err() != nil {
+			err = command.ErrNoLeader.With("this node has not caught up with the leader in time")
+		}
+		return node.Instant{}, err
+	}
+	r.prove(p.AsOf)
+	return p.AsOf, nil
+}
+
+func (r *Replica) awaitRevision(ctx context.Context, o command.ReadOptions) error {
+	wait := o.Wait
+	if wait <= 0 {
+		wait = DefaultMinIndexWait
+	}
+	short, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	if err := r.state.WaitRevision(short, o.MinRevision); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if errors.Is(err, context.DeadlineExceeded) {
+			return command.ErrRevisionNotReached.With("revision %d, this node has %d", o.MinRevision, r.state.Revision())
+		}
+		return err
+	}
+	return nil
+}
+
+func (r *Replica) evaluate(fn func(command.View) error) (revision uint64, err error) {
+	view, err := r.View()
+	if err != nil {
+		return 0, err
+	}
+	defer view.Close()
+	return view.Revision(), fn(view)
+}
+
+func (r *Replica) info(asOf node.Instant, known bool) command.ReadInfo {
+	self := r.Self()
+	info := command.ReadInfo{Node: self.Name, Site: self.Site, Revision: r.state.Revision(), StalenessKnown: known, KnownLeader: r.KnowsLeader()}
+	info.LastContact, _ = r.LastContact()
+	if known {
+		info.Staleness = age(asOf, r.clock)
+	} else {
+		info.FreshAsOf = r.state.LastCertified()
+	}
+	return info
+}
+
+// ReplicaStatus says how this copy does.
+func (r *Replica) ReplicaStatus() command.ReplicaStatus {
+	n := r.Status()
+	s := command.ReplicaStatus{
+		Running: r.Failure() == nil, Mode: "voter", FailedRequests: r.failed.Load(), SecondsSinceLastSuccess: -1,
+		Applied: n.Revision, AppliedIndex: n.AppliedIndex, Lineage: hex.EncodeToString(n.Lineage[:]), Staleness: -1, LastCatchUp: r.CatchUp(),
+	}
+	switch n.State {
+	case "Leader":
+		s.Mode = "leader"
+	case "Learner":
+		s.Mode = "learner"
+	}
+	now := r.clock.Steady()
+	contact := time.Duration(-1)
+	if at := time.Duration(r.lastSuccess.Load()); at != 0 {
+		contact = now - at
+		s.SecondsSinceLastSuccess = int64(contact / time.Second)
+	}
+	if t, ok := r.cert.get(); ok {
+		s.Staleness = age(t, r.clock).Milliseconds()
+	}
+	if t := r.state.LastCertified(); !t.IsZero() {
+		s.FreshAsOf = t.UTC().Format(time.RFC3339Nano)
+	}
+	switch {
+	case !s.Running:
+		s.Status = "failed"
+	case contact > r.cfg.ContactLimit, contact < 0 && now-r.began > r.cfg.ContactLimit:
+		s.Status = "cut-off"
+	case contact < 0:
+		s.Status = "starting"
+	case r.waiting.Load() > 1:
+		s.Status = "catching-up"
+	default:
+		s.Status = "level"
+	}
+	return s
+}
