@@ -1,0 +1,122 @@
+package http
+
+import (
+	"errors"
+	"io"
+	nethttp "net/http"
+	"os"
+	"strconv"
+	"time"
+)
+
+const (
+	// renewEvery is how many bytes of a value must arrive to earn its sender
+	// another BodyTimeout.
+	renewEvery = 64 << 10
+	// drainBytes is how much of an unwanted body is read, so that the sender
+	// gets to see why it is not wanted instead of a reset connection.
+	drainBytes = 32 << 20
+	// drainPause is how long the sender of an unwanted body may pause.
+	drainPause = 5 * time.Second
+)
+
+// renewRead lets reads of the body block for at most d from now. Zero takes
+// the limit away.
+func (x *exchange) renewRead(d time.Duration) {
+	var t time.Time
+	if d > 0 {
+		t = time.Now().Add(d)
+	}
+	_ = nethttp.NewResponseController(x.w).SetReadDeadline(t)
+}
+
+// value reads the whole body, of at most the configured size. The caller owns
+// the result.
+func (x *exchange) value(key string) ([]byte, error) {
+	limit := x.s.cfg.MaxValue
+	declared := x.r.ContentLength
+	if declared > limit {
+		return nil, x.tooLarge(key, declared)
+	}
+	if declared == 0 {
+		return nil, nil
+	}
+	buf := make([]byte, 0, max(declared, 512))
+	if declared > 0 {
+		buf = buf[:0:declared]
+	}
+	renewed := 0
+	for {
+		if len(buf) == cap(buf) {
+			if declared > 0 {
+				break // whole; net/http stops at the declared length
+			}
+			// Room for one byte above the limit tells too large from just fitting.
+			grown := make([]byte, len(buf), min(int64(2*cap(buf)), limit+1))
+			copy(grown, buf)
+			buf = grown
+		}
+		n, err := x.r.Body.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		if int64(len(buf)) > limit {
+			return nil, x.tooLarge(key, -1)
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			x.w.Header()["Connection"] = []string{"close"}
+			return nil, x.brokenBody(err)
+		}
+		if len(buf)-renewed >= renewEvery {
+			renewed = len(buf)
+			x.renewRead(x.s.cfg.BodyTimeout)
+		}
+	}
+	// From here on net/http listens for the client's going away, and must not
+	// take a deadline for that.
+	x.renewRead(0)
+	return buf, nil
+}
+
+// tooLarge refuses a value of size bytes; -1 when all we know is that it is
+// above the limit.
+func (x *exchange) tooLarge(key string, size int64) error {
+	if size < 0 || x.r.Header.Get("Expect") == "" && size <= drainBytes { // else it was not sent yet
+		x.drain()
+	}
+	sizes := "more than " + strconv.FormatInt(x.s.cfg.MaxValue, 10) + " bytes"
+	if size >= 0 {
+		sizes = strconv.FormatInt(size, 10) + " > " + strconv.FormatInt(x.s.cfg.MaxValue, 10) + " bytes"
+	}
+	return &problem{
+		status: nethttp.StatusRequestEntityTooLarge, code: codeTooLarge,
+		text: "Value for key " + strconv.Quote(key) + " is too large (" + sizes + ")",
+		hint: "split the value, or raise --max-value on every node",
+	}
+}
+
+// brokenBody says why a body could not be read to its end.
+func (x *exchange) brokenBody(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return &problem{
+			status: nethttp.StatusRequestTimeout, code: codeStalled,
+			text: "Request body stalled: no progress for " + x.s.cfg.BodyTimeout.String(), hint: "send it again",
+		}
+	}
+	return badRequest("Request body ended early: " + err.Error())
+}
+
+// drain reads what is left of the body and forgets it, within bounds, and
+// reports whether that was all of it.
+func (x *exchange) drain() bool {
+	scrap := make([]byte, renewEvery)
+	for left := drainBytes; left > 0; {
+		x.renewRead(drainPause)
+		n, err := x.r.Body.Read(scrap)
+		if left -= n; err != nil {
+			return err == io.EOF
+		}
+	}
+	return false
+}

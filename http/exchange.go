@@ -1,0 +1,356 @@
+package http
+
+import (
+	"bytes"
+	"encoding/json"
+	nethttp "net/http"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+const (
+	// pieceSize is how much of a long reply is written under one deadline, and
+	// how much of it is gathered before the next buffer is begun.
+	pieceSize = 256 << 10
+	// keptBuffer is the largest buffer that goes back to the pool.
+	keptBuffer = 1 << 20
+	// bufferedByServer is the size up to which net/http computes the length of
+	// a reply by itself, when the handler ends with it.
+	bufferedByServer = 2 << 10
+)
+
+// exchange is one request and its reply. Exchanges are pooled with their
+// buffers: nothing may hold on to one after its handler returned.
+type exchange struct {
+	s     *Server
+	w     gin.ResponseWriter
+	r     *nethttp.Request
+	start time.Time
+	q     query
+
+	// out is the reply, or its last part when it has grown long; more has the
+	// parts before it.
+	out  []byte
+	more [][]byte
+	// gathered counts the bytes in more.
+	gathered int64
+
+	read keyRead
+}
+
+var exchanges = sync.Pool{New: func() any {
+	x := &exchange{out: make([]byte, 0, 1<<10)}
+	x.read.one = x.readOne
+	x.read.list = x.readList
+	return x
+}}
+
+// handler makes gin's handler of a route.
+func (s *Server) handler(rt route) gin.HandlerFunc {
+	observe := s.metrics.route(rt.method, rt.path)
+	return func(c *gin.Context) {
+		x := exchanges.Get().(*exchange)
+		x.s, x.w, x.r, x.start = s, c.Writer, c.Request, time.Now()
+		s.metrics.inFlight.Add(1)
+		defer func() {
+			s.metrics.inFlight.Add(-1)
+			p := recover()
+			abort := p != nil && !x.survive(p)
+			observe(x.w.Status(), time.Since(x.start))
+			x.release()
+			if abort {
+				panic(nethttp.ErrAbortHandler) // net/http closes the connection, silently
+			}
+		}()
+		x.serve(rt)
+	}
+}
+
+func (x *exchange) serve(rt route) {
+	if x.r.ContentLength != 0 {
+		// Nobody may keep us waiting for a body, whether it is read or not.
+		x.renewRead(x.s.cfg.BodyTimeout)
+	}
+	if err := x.q.parse(x.r.URL.RawQuery, rt.params); err != nil {
+		x.fail(err)
+		return
+	}
+	if rt.scoped() {
+		if err := x.q.scope(x.s.cfg.Datacenter, x.r.Header); err != nil {
+			x.fail(err)
+			return
+		}
+	}
+	rt.handle(x.s, x)
+}
+
+// survive answers a request whose handler panicked, and reports whether it
+// could. A reply that was begun can only be cut off, so that nobody takes it
+// for a whole one.
+func (x *exchange) survive(p any) bool {
+	if p == nethttp.ErrAbortHandler {
+		return false
+	}
+	x.s.log.Error("request handler panicked", "method", x.r.Method, "path", x.r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+	if x.w.Written() {
+		return false
+	}
+	clear(x.w.Header())
+	x.fail(&problem{
+		status: nethttp.StatusInternalServerError, code: codeInternal,
+		text: "Internal error", hint: "the cause is in the log of this node",
+	})
+	return true
+}
+
+// release gives the exchange back to the pool.
+func (x *exchange) release() {
+	x.resetReply()
+	if cap(x.out) > keptBuffer {
+		x.out = make([]byte, 0, 1<<10)
+	}
+	x.s, x.w, x.r = nil, nil, nil
+	x.read.clear()
+	if x.q.given != 0 {
+		x.q = query{}
+	}
+	exchanges.Put(x)
+}
+
+// resetReply forgets what was gathered for the reply.
+func (x *exchange) resetReply() {
+	x.out, x.more, x.gathered = x.out[:0], nil, 0
+}
+
+// spill begins a new buffer when the current one is full, so that a long reply
+// is never copied to grow.
+func (x *exchange) spill() {
+	if len(x.out) < pieceSize {
+		return
+	}
+	x.gathered += int64(len(x.out))
+	x.more = append(x.more, x.out)
+	x.out = make([]byte, 0, pieceSize+pieceSize/8)
+}
+
+// Header values that never change. net/http copies them.
+var (
+	kindJSON   = []string{"application/json"}
+	kindText   = []string{"text/plain; charset=utf-8"}
+	kindNDJSON = []string{"application/x-ndjson"}
+	headTrue   = []string{"true"}
+	headFalse  = []string{"false"}
+	headNoSniff,
+	headSandbox,
+	headUnknown = []string{"nosniff"}, []string{"sandbox"}, []string{"unknown"}
+)
+
+// reply sends what out and more hold.
+func (x *exchange) reply(status int, kind []string) {
+	h := x.w.Header()
+	h["Content-Type"] = kind
+	size := x.gathered + int64(len(x.out))
+	if size > bufferedByServer || status >= nethttp.StatusBadRequest {
+		h["Content-Length"] = []string{strconv.FormatInt(size, 10)}
+	}
+	x.begin(status)
+	for _, b := range x.more {
+		if x.write(b) != nil {
+			return
+		}
+	}
+	_ = x.write(x.out) // the client is gone; there is nobody to tell
+}
+
+// replyJSON sends what out and more hold, indented when the client asked.
+func (x *exchange) replyJSON(status int) {
+	if x.q.has(paramPretty) {
+		var indented bytes.Buffer
+		if json.Indent(&indented, bytes.Join(append(x.more, x.out), nil), "", "    ") == nil {
+			indented.WriteByte('\n')
+			x.resetReply()
+			x.out = indented.Bytes()
+		}
+	}
+	x.reply(status, kindJSON)
+}
+
+// replyValue sends v as JSON with status 200.
+func (x *exchange) replyValue(v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.out = append(x.out[:0], b...)
+	x.replyJSON(nethttp.StatusOK)
+}
+
+// replyEmpty sends a status and headers only.
+func (x *exchange) replyEmpty(status int) {
+	x.begin(status)
+	x.w.WriteHeaderNow()
+}
+
+// begin sets the status of a reply. The server's own write deadline, set when
+// the request arrived, serves for what is small and soon; a reply that took
+// its time needs a new one.
+func (x *exchange) begin(status int) {
+	if time.Since(x.start) > x.s.cfg.WriteTimeout/4 {
+		x.renewWrite()
+	}
+	x.w.WriteHeader(status)
+}
+
+// write sends b in pieces, each of a long reply under its own deadline: one
+// that moves is not cut off, one that the client does not take is.
+func (x *exchange) write(b []byte) error {
+	long := x.gathered > 0 || len(b) > pieceSize
+	for len(b) > 0 {
+		n := min(len(b), pieceSize)
+		if long {
+			x.renewWrite()
+		}
+		if _, err := x.w.Write(b[:n]); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+// renewWrite gives the next write the whole of WriteTimeout.
+func (x *exchange) renewWrite() {
+	// Not every ResponseWriter has deadlines; those of connections do.
+	_ = nethttp.NewResponseController(x.w).SetWriteDeadline(time.Now().Add(x.s.cfg.WriteTimeout))
+}
+
+// fail answers with the status and text of err.
+func (x *exchange) fail(err error) {
+	p, known := explain(err)
+	if !known {
+		x.s.log.Error("request failed", "method", x.r.Method, "path", x.r.URL.Path, "error", err)
+	} else if p.status >= 500 && x.s.log.IsDebug() {
+		x.s.log.Debug("request failed", "method", x.r.Method, "path", x.r.URL.Path, "error", err)
+	}
+	x.resetReply()
+	if wantsJSON(x.r.Header) {
+		x.out = appendProblem(x.out, p, false)
+		x.reply(p.status, kindJSON)
+		return
+	}
+	x.out = append(x.out, p.text...)
+	x.w.Header()["X-Content-Type-Options"] = headNoSniff
+	x.reply(p.status, kindText)
+}
+
+// failRead is fail for a read: it also says what the asked node could tell.
+func (x *exchange) failRead(info *command.ReadInfo, err error) {
+	if info.Node != "" {
+		x.readHeaders(info, 0)
+	}
+	x.fail(err)
+}
+
+// readHeaders says what the answer of a read is worth. All numbers share one
+// string and all one-element lists one array, since this is the hot path.
+// Index 0 sends no index: the read failed.
+func (x *exchange) readHeaders(info *command.ReadInfo, index uint64) {
+	h := x.w.Header()
+	lists := new([6]string)
+	var scratch [80]byte
+	b := scratch[:0]
+	b = appendUint(b, index)
+	endIndex := len(b)
+	b = appendUint(b, milliseconds(info.LastContact))
+	endContact := len(b)
+	b = appendUint(b, info.Revision)
+	endApplied := len(b)
+	if info.StalenessKnown {
+		b = appendUint(b, milliseconds(info.Staleness+time.Millisecond-1)) // an upper bound: round up
+	}
+	all := string(b)
+
+	if index > 0 {
+		lists[0] = all[:endIndex]
+		h["X-Consul-Index"] = lists[0:1:1]
+	}
+	if info.KnownLeader {
+		h["X-Consul-Knownleader"] = headTrue
+	} else {
+		h["X-Consul-Knownleader"] = headFalse
+	}
+	lists[1] = all[endIndex:endContact]
+	h["X-Consul-Lastcontact"] = lists[1:2:2]
+	lists[2] = info.Node
+	h["X-Holdfast-Node"] = lists[2:3:3]
+	lists[3] = info.Site
+	h["X-Holdfast-Site"] = lists[3:4:4]
+	lists[4] = all[endContact:endApplied]
+	h["X-Holdfast-Applied"] = lists[4:5:5]
+	if info.StalenessKnown {
+		lists[5] = all[endApplied:]
+		h["X-Holdfast-Staleness"] = lists[5:6:6]
+		return
+	}
+	h["X-Holdfast-Staleness"] = headUnknown
+	if !info.FreshAsOf.IsZero() {
+		h["X-Holdfast-Fresh-As-Of"] = []string{info.FreshAsOf.UTC().Format(time.RFC3339)}
+	}
+}
+
+func milliseconds(d time.Duration) uint64 { return uint64(max(d, 0) / time.Millisecond) }
+
+// statusHeaders are the read headers of an answer made of the node's own
+// knowledge rather than of a view.
+func (x *exchange) statusHeaders(st *command.NodeStatus) {
+	h := x.w.Header()
+	known := headFalse
+	if st.Leader != "" || st.LeaderID != "" {
+		known = headTrue
+	}
+	h["X-Consul-Knownleader"] = known
+	h["X-Consul-Lastcontact"] = []string{strconv.FormatUint(milliseconds(st.LastContact), 10)}
+	h["X-Holdfast-Node"] = []string{st.Name}
+	h["X-Holdfast-Site"] = []string{st.Site}
+	h["X-Holdfast-Applied"] = []string{strconv.FormatUint(st.Revision, 10)}
+}
+
+// readOptions reads how a read wants to be answered.
+func (x *exchange) readOptions() (o command.ReadOptions, err error) {
+	if o.Wait, err = x.q.waiting(); err != nil {
+		return o, err
+	}
+	stale, consistent := x.q.has(paramStale), x.q.has(paramConsistent)
+	if v := x.q.get(paramMaxStale); v != "" {
+		// No answer keeps a bound of zero, and to drop the bound would be worse.
+		if o.MaxStale, err = time.ParseDuration(v); err != nil || o.MaxStale <= 0 {
+			return o, badRequest("Invalid max_stale: " + strconv.Quote(v) + " is not a duration above zero, like 5s")
+		}
+		stale = true
+	}
+	switch {
+	case stale && consistent:
+		return o, badRequest("Cannot specify ?stale with ?consistent, conflicting semantics.")
+	case stale:
+		o.Mode = command.ReadStale
+	case consistent:
+		o.Mode = command.ReadConsistent
+	}
+	wanted := x.q.get(paramMinIndex)
+	if wanted == "" {
+		wanted = headerValue(x.r.Header, "X-Holdfast-Min-Index")
+	}
+	if wanted != "" {
+		if o.MinRevision, err = strconv.ParseUint(wanted, 10, 64); err != nil {
+			return o, badRequest("Invalid min_index: " + strconv.Quote(wanted) + " is not a number from 0 to 2^64-1")
+		}
+	}
+	return o, nil
+}

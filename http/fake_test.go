@@ -1,0 +1,287 @@
+package http
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	nethttp "net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+// fakeNode is a node of one member with a map for a store. Functions that are
+// set replace what it would do.
+type fakeNode struct {
+	mu       sync.Mutex
+	records  map[string]command.Record
+	deleted  map[string]uint64 // key -> revision of its last delete
+	revision uint64
+	kv       uint64
+
+	propose func(ctx context.Context, c command.Command) (command.Result, error)
+	read    func(ctx context.Context, o command.ReadOptions) error
+	export  func(fn func(command.Record) error) error
+
+	info    command.ReadInfo
+	status  command.NodeStatus
+	sites   []command.Site
+	replica command.ReplicaStatus
+
+	asked    command.ReadOptions // of the last read
+	proposed []command.Command
+}
+
+func newFakeNode() *fakeNode {
+	return &fakeNode{
+		records: map[string]command.Record{},
+		deleted: map[string]uint64{},
+		info: command.ReadInfo{
+			Node: "n1", Site: "home", StalenessKnown: true, KnownLeader: true,
+		},
+		status: command.NodeStatus{
+			ID: "n1-00", Name: "n1", Site: "home", RaftAddr: "10.0.0.1:8300", HTTPAddr: "10.0.0.1:8500",
+			State: "Leader", Leader: "n1", LeaderRaftAddr: "10.0.0.1:8300",
+			VoterRaftAddrs: []string{"10.0.0.1:8300"}, Term: 3, AppliedIndex: 17, Ready: true, Started: time.Unix(1700000000, 0),
+		},
+		replica: command.ReplicaStatus{Running: true, Mode: "leader", Status: "level"},
+	}
+}
+
+func (n *fakeNode) Propose(ctx context.Context, c command.Command) (command.Result, error) {
+	n.mu.Lock()
+	n.proposed = append(n.proposed, c)
+	propose := n.propose
+	n.mu.Unlock()
+	if propose != nil {
+		return propose(ctx, c)
+	}
+	return n.apply(c), nil
+}
+
+func (n *fakeNode) apply(c command.Command) command.Result {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	next, ok, changed := n.revision+1, true, false
+	put := func(r command.Record) {
+		old, exists := n.records[r.Key]
+		r.CreateRevision, r.ModifyRevision = next, next
+		if exists {
+			r.CreateRevision = old.CreateRevision
+		}
+		n.records[r.Key], changed = r, true
+	}
+	remove := func(key string) {
+		delete(n.records, key)
+		n.deleted[key], changed = next, true
+	}
+	switch c := c.(type) {
+	case *command.Put:
+		old := n.records[c.Key]
+		switch c.Mode {
+		case command.PutCAS:
+			ok = old.ModifyRevision == c.Index
+		case command.PutAcquire:
+			return command.Result{Err: command.ErrInvalidSession}
+		case command.PutRelease:
+			ok = false
+		}
+		if ok {
+			put(command.Record{Key: c.Key, Value: c.Value, Flags: c.Flags})
+		}
+	case *command.PutMany:
+		for _, kv := range c.KVs {
+			put(command.Record{Key: kv.Key, Value: kv.Value, Flags: kv.Flags})
+		}
+	case *command.Delete:
+		if old, exists := n.records[c.Key]; exists {
+			if ok = !c.CAS || old.ModifyRevision == c.Index; ok {
+				remove(c.Key)
+			}
+		}
+	case *command.DeleteTree:
+		for key := range n.records {
+			if strings.HasPrefix(key, c.Prefix) {
+				remove(key)
+			}
+		}
+	}
+	if changed {
+		n.revision, n.kv = next, next
+	}
+	return command.Result{OK: ok, Revision: n.revision}
+}
+
+func (n *fakeNode) Read(ctx context.Context, o command.ReadOptions, fn func(command.View) error) (command.ReadInfo, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.asked = o
+	info := n.info
+	info.Revision = n.revision
+	if n.read != nil {
+		if err := n.read(ctx, o); err != nil {
+			return info, err
+		}
+	}
+	// fn has to start afresh each time.
+	if err := fn(fakeView{n: n}); err != nil {
+		return info, err
+	}
+	return info, fn(fakeView{n: n})
+}
+
+func (n *fakeNode) Export(_ context.Context, prefix string, _ uint64, fn func(command.Record) error) error {
+	if n.export != nil {
+		return n.export(fn)
+	}
+	var err error
+	_ = fakeView{n: n}.Scan(prefix, "", func(r command.Record) bool {
+		err = fn(r)
+		return err == nil
+	})
+	return err
+}
+
+func (n *fakeNode) Status() command.NodeStatus {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	st := n.status
+	st.Revision = n.revision
+	return st
+}
+
+func (n *fakeNode) Sites(context.Context) ([]command.Site, uint64, error) { return n.sites, 4, nil }
+func (n *fakeNode) ReplicaStatus() command.ReplicaStatus                  { return n.replica }
+
+// fakeView is the fake's present state. Methods that these tests do not need
+// are missing and would panic.
+type fakeView struct {
+	command.View
+	n *fakeNode
+}
+
+func (v fakeView) Revision() uint64   { return v.n.revision }
+func (v fakeView) KVRevision() uint64 { return v.n.kv }
+
+func (v fakeView) Get(key string) (command.Record, error) {
+	r, ok := v.n.records[key]
+	if !ok {
+		return r, command.ErrKeyNotFound
+	}
+	return r, nil
+}
+
+func (v fakeView) Scan(prefix, after string, fn func(command.Record) bool) error {
+	var keys []string
+	for key := range v.n.records {
+		if strings.HasPrefix(key, prefix) && key > after {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	for _, key := range keys {
+		if !fn(v.n.records[key]) {
+			break
+		}
+	}
+	return nil
+}
+
+func (v fakeView) ScanKeys(prefix, after string, fn func(string, uint64) bool) error {
+	return v.Scan(prefix, after, func(r command.Record) bool { return fn(r.Key, r.ModifyRevision) })
+}
+
+func (v fakeView) PrefixRevision(prefix string) (uint64, error) {
+	var last uint64
+	for key, r := range v.n.records {
+		if strings.HasPrefix(key, prefix) {
+			last = max(last, r.ModifyRevision)
+		}
+	}
+	for key, rev := range v.n.deleted {
+		if strings.HasPrefix(key, prefix) {
+			last = max(last, rev)
+		}
+	}
+	if last == 0 {
+		last = v.n.kv
+	}
+	return last, nil
+}
+
+// newTestServer returns a server over n that logs to the test.
+func newTestServer(t testing.TB, n Node, change ...func(*Config)) *Server {
+	cfg := Config{Log: hclog.New(&hclog.LoggerOptions{Output: testWriter{t}, Level: hclog.Warn})}
+	for _, c := range change {
+		c(&cfg)
+	}
+	return New(cfg, n)
+}
+
+type testWriter struct{ t testing.TB }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	w.t.Log(strings.TrimSpace(string(b)))
+	return len(b), nil
+}
+
+// ask sends one request. body is a string, a reader or nil; headers are pairs.
+func ask(t testing.TB, h nethttp.Handler, method, target string, body any, headers ...string) *httptest.ResponseRecorder {
+	t.Helper()
+	var r io.Reader
+	switch b := body.(type) {
+	case string:
+		r = strings.NewReader(b)
+	case io.Reader:
+		r = b
+	}
+	req := httptest.NewRequest(method, target, r)
+	for i := 0; i+1 < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, req)
+	return w
+}
+
+// want checks a reply's status and body.
+func want(t testing.TB, w *httptest.ResponseRecorder, status int, body string) {
+	t.Helper()
+	if w.Code != status || w.Body.String() != body {
+		t.Fatalf("got %d %q, want %d %q", w.Code, w.Body, status, body)
+	}
+}
+
+// wantHeaders checks headers, given as pairs; an empty value means absent.
+func wantHeaders(t testing.TB, w *httptest.ResponseRecorder, pairs ...string) {
+	t.Helper()
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if got := w.Result().Header.Get(pairs[i]); got != pairs[i+1] {
+			t.Errorf("%s: got %q, want %q", pairs[i], got, pairs[i+1])
+		}
+	}
+}
+
+// entry is a KV entry as clients decode it.
+type entry struct {
+	LockIndex, Flags, CreateIndex, ModifyIndex uint64
+	Key                                        string
+	Value                                      []byte
+	Session                                    *string
+}
+
+func entries(t testing.TB, w *httptest.ResponseRecorder) []entry {
+	t.Helper()
+	var es []entry
+	if err := json.Unmarshal(w.Body.Bytes(), &es); err != nil {
+		t.Fatalf("%d %q: %v", w.Code, w.Body, err)
+	}
+	return es
+}

@@ -1,0 +1,51 @@
+package http
+
+import (
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+var errMissingKey = badRequest("Missing key name")
+
+// keyOf takes the key off a decoded path: all that follows the route's own
+// part, without leading slashes.
+func keyOf(path, route string) string {
+	return strings.TrimLeft(path[len(route):], "/")
+}
+
+// checkKey says why a key, or the prefix of keys, cannot exist. Emptiness is
+// for the caller to judge.
+func checkKey(key string) error {
+	if len(key) > command.MaxKey {
+		return badRequest("Key is too long (" + strconv.Itoa(len(key)) + " > " + strconv.Itoa(command.MaxKey) + " bytes)")
+	}
+	segment := 0 // where the current segment starts
+	for i := 0; i <= len(key); i++ {
+		if i == len(key) || key[i] == '/' {
+			if s := key[segment:i]; s == "." || s == ".." {
+				return badRequest("Invalid key: the segment " + strconv.Quote(s) + " is not allowed, since HTTP tools rewrite it")
+			}
+			segment = i + 1
+			continue
+		}
+		if c := key[i]; c < ' ' || c == 0x7f {
+			return errControl
+		} else if c >= utf8.RuneSelf {
+			r, n := utf8.DecodeRuneInString(key[i:])
+			if r == utf8.RuneError && n == 1 {
+				return badRequest("Invalid key: it is not valid UTF-8")
+			}
+			if unicode.IsControl(r) {
+				return errControl
+			}
+			i += n - 1
+		}
+	}
+	return nil
+}
+
+var errControl = badRequest("Invalid key: control characters are not allowed")

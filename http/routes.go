@@ -1,0 +1,106 @@
+package http
+
+import (
+	nethttp "net/http"
+	"slices"
+	"strings"
+
+	"github.com/gin-gonic/gin"
+)
+
+// route is one method of one path.
+type route struct {
+	method, path string
+	// params are the query parameters the handler may see.
+	params params
+	handle func(*Server, *exchange)
+	// alias: the same as another route, spelled differently, and left out of
+	// the description of the API.
+	alias bool
+}
+
+// scoped reports whether the request is about a datacenter's data, so that one
+// that names another datacenter or namespace must be refused.
+func (rt *route) scoped() bool { return rt.params&paramsEverywhere != 0 }
+
+// routes are all there is. A key is whatever follows its path, slashes
+// included.
+func routes() []route {
+	const (
+		get, put, del = nethttp.MethodGet, nethttp.MethodPut, nethttp.MethodDelete
+	)
+	everywhere, reads := paramsEverywhere, paramsEverywhere|paramsOfReads
+	blocking := everywhere | set(paramIndex, paramWait)
+	getKey := reads | set(paramRecurse, paramKeys, paramSeparator, paramRaw)
+	putKey := everywhere | set(paramCAS, paramFlags, paramAcquire, paramRelease)
+	deleteKey := everywhere | set(paramCAS, paramRecurse)
+	exports := reads | set(paramRev)
+	return []route{
+		{method: get, path: "/v1/kv/*key", params: getKey, handle: (*Server).getKey},
+		{method: put, path: "/v1/kv/*key", params: putKey, handle: (*Server).putKey},
+		{method: del, path: "/v1/kv/*key", params: deleteKey, handle: (*Server).deleteKey},
+		{method: get, path: "/v1/kv", params: getKey, handle: (*Server).getKey, alias: true},
+		{method: put, path: "/v1/kv", params: putKey, handle: (*Server).putKey, alias: true},
+		{method: del, path: "/v1/kv", params: deleteKey, handle: (*Server).deleteKey, alias: true},
+
+		{method: get, path: "/v1/bulk/*prefix", params: exports, handle: (*Server).getBulk},
+		{method: put, path: "/v1/bulk/*prefix", params: everywhere, handle: (*Server).putBulk},
+		{method: get, path: "/v1/bulk", params: exports, handle: (*Server).getBulk, alias: true},
+		{method: put, path: "/v1/bulk", params: everywhere, handle: (*Server).putBulk, alias: true},
+
+		{method: get, path: "/v1/status/leader", params: everywhere, handle: (*Server).getLeader},
+		{method: get, path: "/v1/status/peers", params: everywhere, handle: (*Server).getPeers},
+		{method: get, path: "/v1/agent/self", params: everywhere, handle: (*Server).getSelf},
+		{method: get, path: "/v1/sites", params: blocking, handle: (*Server).getSites},
+		{method: get, path: "/v1/replica/status", params: everywhere, handle: (*Server).getReplicaStatus},
+		{method: get, path: "/v1/openapi.json", handle: (*Server).getOpenAPI},
+
+		{method: get, path: "/healthz", handle: (*Server).getHealth},
+		{method: get, path: "/readyz", handle: (*Server).getReady},
+		{method: get, path: "/metrics", handle: (*Server).getMetrics},
+
+		{method: get, path: "/", handle: (*Server).getRoot},
+		{method: get, path: "/ui", handle: (*Server).redirectUI, alias: true},
+		{method: get, path: "/ui/*file", handle: (*Server).getUI},
+	}
+}
+
+// newEngine puts the routes into gin. Redirects are off: a client that follows
+// one turns its PUT into a GET.
+func (s *Server) newEngine() *gin.Engine {
+	gin.SetMode(gin.ReleaseMode)
+	e := gin.New()
+	e.RedirectTrailingSlash = false
+	e.RedirectFixedPath = false
+	e.HandleMethodNotAllowed = true
+	for _, rt := range routes() {
+		e.Handle(rt.method, rt.path, s.handler(rt))
+	}
+	e.NoRoute(s.handler(route{path: "none", handle: (*Server).noRoute}))
+	e.NoMethod(s.handler(route{path: "none", handle: (*Server).noMethod}))
+	return e
+}
+
+func (s *Server) noRoute(x *exchange) {
+	x.fail(&problem{
+		status: nethttp.StatusNotFound, code: codeUnknownPath,
+		text: "Invalid path: " + x.r.URL.Path, hint: "GET /v1/openapi.json lists all paths",
+	})
+}
+
+// noMethod answers OPTIONS, and refuses other methods a path does not have.
+// gin has listed those it has.
+func (s *Server) noMethod(x *exchange) {
+	h := x.w.Header()
+	methods := strings.Split(strings.ReplaceAll(h.Get("Allow"), " ", ""), ",")
+	slices.Sort(methods)
+	h["Allow"] = []string{"OPTIONS," + strings.Join(methods, ",")}
+	if x.r.Method == nethttp.MethodOptions {
+		x.replyEmpty(nethttp.StatusOK)
+		return
+	}
+	x.fail(&problem{
+		status: nethttp.StatusMethodNotAllowed, code: codeMethodNotAllowed,
+		text: "method " + x.r.Method + " not allowed", hint: "use one of " + strings.Join(methods, ", "),
+	})
+}

@@ -1,0 +1,185 @@
+package http
+
+import (
+	"net"
+	nethttp "net/http"
+	"strconv"
+	"time"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+// dialect is the version of Consul whose behaviour clients may count on; they
+// parse it.
+const dialect = "1.22.0"
+
+// sessionTTLMin is what clients that keep locks must not go below.
+const sessionTTLMin = 10 * time.Second
+
+func (s *Server) getLeader(x *exchange) { x.replyValue(s.node.Status().LeaderRaftAddr) }
+
+func (s *Server) getPeers(x *exchange) {
+	peers := s.node.Status().VoterRaftAddrs
+	if peers == nil {
+		peers = []string{}
+	}
+	x.replyValue(peers)
+}
+
+// agentSelf is what clients look into to know where they are: `consul lock`
+// needs Config.NodeName, Vault Member.Addr, Patroni Config.SessionTTLMin.
+type agentSelf struct {
+	Config struct {
+		Datacenter        string
+		PrimaryDatacenter string
+		NodeName          string
+		NodeID            string
+		Revision          string
+		Server            bool
+		Version           string
+		BuildDate         string
+		SessionTTLMin     time.Duration
+	}
+	DebugConfig struct{}
+	Coord       *struct{}
+	Member      struct {
+		Name   string
+		Addr   string
+		Port   int
+		Tags   map[string]string
+		Status int
+	}
+	Stats map[string]map[string]string
+	Meta  map[string]string
+}
+
+// memberAlive is the status of a member that is up.
+const memberAlive = 1
+
+func (s *Server) getSelf(x *exchange) {
+	st := s.node.Status()
+	var v agentSelf
+	v.Config.Datacenter = s.cfg.Datacenter
+	v.Config.PrimaryDatacenter = s.cfg.Datacenter
+	v.Config.NodeName = st.Name
+	v.Config.NodeID = st.ID
+	v.Config.Server = true
+	v.Config.Version = dialect
+	v.Config.SessionTTLMin = sessionTTLMin
+	v.Member.Name = st.Name
+	v.Member.Addr, v.Member.Port = splitAddress(st.RaftAddr)
+	v.Member.Tags = map[string]string{"site": st.Site, "dc": s.cfg.Datacenter, "id": st.ID}
+	v.Member.Status = memberAlive
+	n := func(n uint64) string { return strconv.FormatUint(n, 10) }
+	v.Stats = map[string]map[string]string{
+		"raft": {
+			"state":          st.State,
+			"term":           n(st.Term),
+			"last_log_index": n(st.LastIndex),
+			"commit_index":   n(st.CommitIndex),
+			"applied_index":  n(st.AppliedIndex),
+			"num_peers":      strconv.Itoa(max(len(st.VoterRaftAddrs)-1, 0)),
+			"last_contact":   st.LastContact.String(),
+		},
+		"holdfast": {
+			"revision": n(st.Revision),
+			"lineage":  hexOf(st.Lineage),
+			"leader":   st.Leader,
+			"ready":    strconv.FormatBool(st.Ready),
+		},
+	}
+	v.Meta = map[string]string{
+		"holdfast-version": s.cfg.Version,
+		"holdfast-site":    st.Site,
+		"holdfast-cluster": st.Cluster.ID,
+		"holdfast-http":    st.HTTPAddr,
+	}
+	x.replyValue(&v)
+}
+
+// splitAddress parts host and port; a port that is no number is 0.
+func splitAddress(address string) (host string, port int) {
+	host, name, err := net.SplitHostPort(address)
+	if err != nil {
+		return address, 0
+	}
+	if port, err = strconv.Atoi(name); err != nil {
+		port = 0
+	}
+	return host, port
+}
+
+func hexOf(l command.Lineage) string {
+	b := make([]byte, 0, 2*len(l))
+	for _, c := range l {
+		b = append(b, hex[c>>4], hex[c&15])
+	}
+	return string(b)
+}
+
+func (s *Server) getSites(x *exchange) {
+	if _, err := x.q.waiting(); err != nil {
+		x.fail(err)
+		return
+	}
+	sites, revision, err := s.node.Sites(x.r.Context())
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	if sites == nil {
+		sites = []command.Site{}
+	}
+	for i := range sites {
+		if sites[i].Servers == nil {
+			sites[i].Servers = []command.Server{}
+		}
+	}
+	st := s.node.Status()
+	x.statusHeaders(&st)
+	x.w.Header()["X-Consul-Index"] = []string{strconv.FormatUint(max(revision, 1), 10)}
+	x.replyValue(sites)
+}
+
+func (s *Server) getReplicaStatus(x *exchange) {
+	st := s.node.Status()
+	x.statusHeaders(&st)
+	x.replyValue(s.node.ReplicaStatus())
+}
+
+func (s *Server) getOpenAPI(x *exchange) {
+	if len(s.cfg.OpenAPI) == 0 {
+		s.noRoute(x)
+		return
+	}
+	x.out = append(x.out, s.cfg.OpenAPI...)
+	x.reply(nethttp.StatusOK, kindJSON)
+}
+
+// getHealth says that the process is up.
+func (s *Server) getHealth(x *exchange) {
+	x.out = append(x.out, "ok\n"...)
+	x.reply(nethttp.StatusOK, kindText)
+}
+
+// getReady says whether the node may serve, and if not, why.
+func (s *Server) getReady(x *exchange) {
+	if s.stopping.Err() != nil {
+		x.fail(&problem{
+			status: nethttp.StatusServiceUnavailable, code: command.ErrStopping.Code,
+			text: command.ErrStopping.Message, hint: command.ErrStopping.Hint,
+		})
+		return
+	}
+	if st := s.node.Status(); !st.Ready {
+		why := st.NotReadyBecause
+		fill(&why, command.ErrNotReady.Message)
+		x.fail(&problem{
+			status: nethttp.StatusServiceUnavailable, code: command.ErrNotReady.Code,
+			text: why, hint: command.ErrNotReady.Hint,
+		})
+		return
+	}
+	x.out = append(x.out, "ready\n"...)
+	x.reply(nethttp.StatusOK, kindText)
+}

@@ -1,0 +1,156 @@
+package http
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+func TestStatusIsTheFormOfConsul(t *testing.T) {
+	n := newFakeNode()
+	s := newTestServer(t, n)
+	w := ask(t, s, "GET", "/v1/status/leader", nil)
+	want(t, w, 200, `"10.0.0.1:8300"`)
+	wantHeaders(t, w, "X-Consul-Index", "", "Content-Type", "application/json")
+	want(t, ask(t, s, "GET", "/v1/status/peers", nil), 200, `["10.0.0.1:8300"]`)
+	n.status.LeaderRaftAddr, n.status.VoterRaftAddrs = "", nil
+	want(t, ask(t, s, "GET", "/v1/status/leader", nil), 200, `""`)
+	want(t, ask(t, s, "GET", "/v1/status/peers", nil), 200, `[]`)
+}
+
+func TestSelfHasWhatClientsLookFor(t *testing.T) {
+	n := newFakeNode()
+	w := ask(t, newTestServer(t, n, func(c *Config) { c.Version = "0.9.1" }), "GET", "/v1/agent/self", nil)
+	var v struct {
+		Config struct {
+			NodeName, Datacenter, Version string
+			Server                        bool
+			SessionTTLMin                 int64
+		}
+		Coord  any
+		Member struct {
+			Addr         string
+			Port, Status int
+		}
+		Stats map[string]map[string]string
+		Meta  map[string]string
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), &v); err != nil || w.Code != 200 {
+		t.Fatalf("%d %s: %v", w.Code, w.Body, err)
+	}
+	if v.Config.NodeName != "n1" || v.Config.Datacenter != "dc1" || v.Config.Version != "1.22.0" || !v.Config.Server || v.Config.SessionTTLMin != 10e9 ||
+		v.Member.Addr != "10.0.0.1" || v.Member.Port != 8300 || v.Member.Status != 1 || v.Stats["raft"]["state"] != "Leader" ||
+		v.Stats["raft"]["applied_index"] != "17" || v.Meta["holdfast-version"] != "0.9.1" {
+		t.Errorf("%s", w.Body)
+	}
+	if !strings.Contains(w.Body.String(), `"DebugConfig":{},"Coord":null`) {
+		t.Errorf("%s", w.Body)
+	}
+}
+
+func TestSitesComeFromTheMembership(t *testing.T) {
+	n := newFakeNode()
+	s := newTestServer(t, n)
+	want(t, ask(t, s, "GET", "/v1/sites", nil), 200, "[]")
+	n.sites = []command.Site{
+		{Name: "home", Home: true, Leader: true, Servers: []command.Server{{ID: "n1-00", Name: "n1", Voter: true, Role: command.RoleVoter, LastContact: "0s", Lag: command.Lag{ETA: -1}}}},
+		{Name: "east"},
+	}
+	w := ask(t, s, "GET", "/v1/sites?index=3&wait=1s", nil)
+	wantHeaders(t, w, "X-Consul-Index", "4", "X-Consul-KnownLeader", "true", "X-Consul-LastContact", "0", "X-Holdfast-Node", "n1", "X-Holdfast-Applied", "0")
+	var sites []command.Site
+	if err := json.Unmarshal(w.Body.Bytes(), &sites); err != nil || len(sites) != 2 || sites[0].Servers[0].Name != "n1" {
+		t.Errorf("%s: %v", w.Body, err)
+	}
+	if !strings.Contains(w.Body.String(), `{"Name":"east","Home":false,"Leader":false,"Servers":[]}`) {
+		t.Errorf("%s", w.Body)
+	}
+}
+
+func TestReplicaStatusIsTheNodesOwn(t *testing.T) {
+	n := newFakeNode()
+	n.replica = command.ReplicaStatus{Running: true, Mode: "learner", Status: "cut-off", FailedRequests: 4, SecondsSinceLastSuccess: 9, Staleness: -1}
+	w := ask(t, newTestServer(t, n), "GET", "/v1/replica/status", nil)
+	var got command.ReplicaStatus
+	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || got != n.replica {
+		t.Errorf("%s: %v", w.Body, err)
+	}
+}
+
+func TestHealthAndReadiness(t *testing.T) {
+	n := newFakeNode()
+	s := newTestServer(t, n)
+	want(t, ask(t, s, "GET", "/healthz", nil), 200, "ok\n")
+	want(t, ask(t, s, "GET", "/readyz", nil), 200, "ready\n")
+	n.status.Ready, n.status.NotReadyBecause = false, "no leader is known"
+	want(t, ask(t, s, "GET", "/readyz", nil), 503, "no leader is known")
+	want(t, ask(t, s, "GET", "/healthz?dc=elsewhere", nil), 200, "ok\n")
+	w := ask(t, s, "GET", "/readyz", nil, "Accept", "application/json")
+	if !strings.Contains(w.Body.String(), `"error":"not_ready"`) {
+		t.Errorf("%s", w.Body)
+	}
+}
+
+func TestMetricsShowRequestsNodeAndOthers(t *testing.T) {
+	n := newFakeNode()
+	n.replica = command.ReplicaStatus{Mode: "learner", Status: "level", Staleness: 1500, SecondsSinceLastSuccess: -1, LastCatchUp: command.CatchUp{Kind: "full", Bytes: 9}}
+	s := newTestServer(t, n, func(c *Config) {
+		c.Metrics = []Metric{
+			{Name: "holdfast_store_keys", Help: "Keys.", Value: func() float64 { return 12 }},
+			{Name: "holdfast_store_flushes_total", Help: "Flushes.", Counter: true, Value: func() float64 { return 3 }},
+		}
+	})
+	ask(t, s, "PUT", "/v1/kv/a/b", "v")
+	ask(t, s, "GET", "/v1/kv/none", nil)
+	ask(t, s, "GET", "/nowhere", nil)
+	text := ask(t, s, "GET", "/metrics", nil).Body.String()
+	for _, line := range []string{
+		`holdfast_http_request_seconds_count{code="200",method="PUT",route="/v1/kv/*key"} 1`,
+		`holdfast_http_request_seconds_count{code="404",method="GET",route="/v1/kv/*key"} 1`,
+		`holdfast_http_request_seconds_count{code="404",method="any",route="none"} 1`,
+		`holdfast_http_requests_in_flight 1`,
+		`holdfast_raft_leader 1`,
+		`holdfast_raft_applied_index 17`,
+		`holdfast_revision 1`,
+		`holdfast_start_time_seconds 1.7e+09`,
+		`holdfast_replica_status{mode="learner",status="level"} 1`,
+		`holdfast_replica_staleness_seconds 1.5`,
+		`holdfast_replica_last_catch_up_bytes{kind="full"} 9`,
+		`holdfast_store_keys 12`,
+		`# TYPE holdfast_store_flushes_total counter`,
+		`go_goroutines `,
+		`process_`,
+	} {
+		if !strings.Contains(text, line) {
+			t.Errorf("missing %s", line)
+		}
+	}
+	if strings.Contains(text, "holdfast_replica_last_success_seconds") {
+		t.Error("a probe that never succeeded has a time")
+	}
+}
+
+func TestPageIsServedWithItsParts(t *testing.T) {
+	s := newTestServer(t, newFakeNode())
+	for path, kind := range map[string]string{"/ui/": "text/html", "/ui/index.html": "text/html", "/ui/app.js": "text/javascript", "/ui/style.css": "text/css"} {
+		w := ask(t, s, "GET", path, nil)
+		if w.Code != 200 || !strings.HasPrefix(w.Header().Get("Content-Type"), kind) || !strings.Contains(w.Header().Get("Content-Security-Policy"), "default-src 'none'") {
+			t.Errorf("%s: %d %v", path, w.Code, w.Header())
+		}
+		if body := w.Body.String(); strings.Contains(body, "http://") || strings.Contains(body, "https://") {
+			t.Errorf("%s loads or names something elsewhere", path)
+		}
+	}
+	for path, accept := range map[string]string{"/": "text/html,application/xhtml+xml", "/ui": "*/*"} {
+		w := ask(t, s, "GET", path, nil, "Accept", accept)
+		want(t, w, 302, "")
+		wantHeaders(t, w, "Location", "/ui/")
+	}
+	for _, path := range []string{"/", "/ui/none", "/ui/../server.go", "/ui/ui.go", "/ui//"} {
+		if w := ask(t, s, "GET", path, nil, "Accept", "*/*"); w.Code != 404 {
+			t.Errorf("%s: %d", path, w.Code)
+		}
+	}
+}
