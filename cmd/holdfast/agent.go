@@ -1,0 +1,351 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+// agentConfig is a complete and consistent description of a node, as far as
+// that can be judged without looking at the disk, the network or the cluster.
+type agentConfig struct {
+	// Node is the node's name, unique in the cluster for as long as a member
+	// has it. It is part of the identity made with the data directory: a data
+	// directory of another name is refused.
+	Node string
+	// Site is the place the node stands at, fixed like Node.
+	Site string
+	// Home says that Site is the home site. Only there can a node vote, and
+	// the cluster refuses a node that errs about it.
+	Home bool
+	// Role is what the node asks to be. A voter has Home.
+	Role command.Role
+	// DataDir is the absolute path of the data directory. It belongs to one
+	// node for ever and is made at its first start.
+	DataDir string
+
+	// HTTP and Raft are the addresses to listen at: for clients, and for all
+	// traffic between nodes. They differ.
+	HTTP, Raft string
+	// AdvertiseHTTP and AdvertiseRaft are the addresses at which clients and
+	// nodes reach this one. They name a host and a port.
+	AdvertiseHTTP, AdvertiseRaft string
+
+	// BootstrapExpect is the number of voters that form a new cluster together,
+	// the same on each of them; 0: this node never forms one. Positive only on
+	// voters. It has no effect on a node that has met its cluster.
+	BootstrapExpect int
+	// Join lists node-port addresses of members, tried for ever. Without it a
+	// node can only form a cluster of one, or continue where it was.
+	Join []string
+	// Datacenter is the cluster's name in the Consul dialect. Requests for
+	// another one are refused.
+	Datacenter string
+
+	// LogStore keeps the Raft log: "wal" is several times faster, "boltdb" is
+	// what older tools can read. A change converts the log at the next start.
+	LogStore string
+	// RaftMultiplier stretches all of Raft's timeouts, 1 to 10. More survives
+	// slower hosts and networks between the voters without needless elections,
+	// and takes that much longer to replace a dead leader.
+	RaftMultiplier int
+	// MaxValue is the largest value in bytes that this node accepts from
+	// clients. Larger ones hold up every other write while they are replicated.
+	MaxValue int
+
+	LogLevel hclog.Level
+	// LogJSON writes one JSON object per line instead of text.
+	LogJSON bool
+
+	// FaultSwitch is the path of a unix socket through which a test cuts this
+	// node off from others, empty on a real one: see serveFaultSwitch. The
+	// transport runs with faults enabled only if it is set.
+	FaultSwitch string
+
+	// Version is this build's.
+	Version string
+}
+
+// Bounds of --max-value. The upper one is what a log entry and a follower's
+// memory can stand.
+const (
+	minMaxValue = 1 << 10
+	maxMaxValue = 32 << 20
+)
+
+// agentFlags are the values of the agent's flags before they are checked.
+type agentFlags struct {
+	agentConfig
+	role, logLevel, logFormat string
+	maxValue                  byteSize
+	withParent                bool
+	config                    string
+}
+
+func newAgent(run runner) *cobra.Command {
+	f := agentFlags{maxValue: command.DefaultMaxValue}
+	cmd := &cobra.Command{
+		Use:   "agent --node NAME --site NAME --data-dir DIR [flags]",
+		Short: "Run a node",
+		Long: `Run a node until it is told to stop (SIGTERM or Ctrl-C).
+
+The first voters of a new cluster, all in the home site, are started with the
+same --bootstrap-expect and each other's addresses in --join. Every later node
+needs only --join. After its first start a node knows its cluster.
+
+Every flag is also a variable, such as HOLDFAST_DATA_DIR for --data-dir, and a
+key of the file that --config names. The command line wins over the environment,
+and that over the file.`,
+		Example: `  holdfast agent --node n1 --site home --home --data-dir /var/lib/holdfast \
+      --http 10.0.0.1:8500 --raft 10.0.0.1:8300 \
+      --bootstrap-expect 3 --join 10.0.0.2:8300,10.0.0.3:8300
+  holdfast agent --node e1 --site east --data-dir /var/lib/holdfast \
+      --http 10.1.0.1:8500 --raft 10.1.0.1:8300 --join 10.0.0.1:8300`,
+		Args: exactArgs(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := f.check()
+			if err != nil {
+				return err
+			}
+			ctx := cmd.Context()
+			if f.withParent {
+				ctx = untilEnd(ctx, cmd.InOrStdin())
+			}
+			return run(ctx, cfg)
+		},
+	}
+	fs := cmd.Flags()
+	fs.SortFlags = false
+	fs.StringVar(&f.Node, "node", "", "name of this node, unique in the cluster")
+	fs.StringVar(&f.Site, "site", "", "name of the site it stands at")
+	fs.BoolVar(&f.Home, "home", false, "this site is the home site, where the voters are")
+	fs.StringVar(&f.role, "role", "", "voter or learner (default: voter with --home, else learner)")
+	fs.StringVar(&f.DataDir, "data-dir", "", "directory of this node's data, made if absent")
+	fs.StringVar(&f.HTTP, "http", "127.0.0.1:8500", "address to listen at for clients")
+	fs.StringVar(&f.Raft, "raft", "127.0.0.1:8300", "address to listen at for other nodes")
+	fs.StringVar(&f.AdvertiseHTTP, "advertise-http", "", "address clients reach this node at (default: --http, or the host of --advertise-raft)")
+	fs.StringVar(&f.AdvertiseRaft, "advertise-raft", "", "address other nodes reach this node at (default: --raft)")
+	fs.IntVar(&f.BootstrapExpect, "bootstrap-expect", 0, "form a new cluster as soon as this many voters see each other")
+	fs.StringSliceVar(&f.Join, "join", nil, "address of the node port of a member; several, separated by commas or repeated")
+	fs.StringVar(&f.Datacenter, "datacenter", "dc1", "name of the cluster for Consul clients")
+	fs.StringVar(&f.LogStore, "log-store", "wal", "how the Raft log is kept: wal or boltdb")
+	fs.IntVar(&f.RaftMultiplier, "raft-multiplier", 1, "stretch Raft's timeouts, 1 to 10, for slow hosts and networks")
+	fs.Var(&f.maxValue, "max-value", "largest value clients may write")
+	fs.StringVar(&f.logLevel, "log-level", "info", "trace, debug, info, warn or error")
+	fs.StringVar(&f.logFormat, "log-format", "text", "text or json")
+	fs.StringVar(&f.config, "config", "", "file with settings (.yaml, .toml or .json)")
+	fs.StringVar(&f.FaultSwitch, "fault-switch", "", "unix socket that cuts this node off, for tests")
+	fs.BoolVar(&f.withParent, "with-parent", false, "stop when standard input ends")
+	for _, hidden := range []string{"fault-switch", "with-parent"} {
+		if err := fs.MarkHidden(hidden); err != nil {
+			panic(err) // the flag is defined above
+		}
+	}
+	return cmd
+}
+
+// namePattern keeps names usable in addresses of the fault switch, in tables,
+// headers and file names.
+var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+
+// check makes a configuration of the flags, or says what is wrong with them.
+func (f agentFlags) check() (agentConfig, error) {
+	c := f.agentConfig
+	c.Version = version
+
+	for _, name := range []struct{ flag, value string }{{"node", c.Node}, {"site", c.Site}, {"datacenter", c.Datacenter}} {
+		if name.value == "" {
+			return c, refuse(fmt.Sprintf("give it with --%s or %s", name.flag, envName(name.flag)), "the name of the %s is missing", name.flag)
+		}
+		if !namePattern.MatchString(name.value) {
+			return c, refuse("use up to 63 letters, digits, dots, dashes and underscores, beginning with a letter or digit",
+				"--%s %q is not a name", name.flag, name.value)
+		}
+	}
+	switch {
+	case f.role == "" && c.Home:
+		c.Role = command.RoleVoter
+	case f.role == "":
+		c.Role = command.RoleLearner
+	default:
+		c.Role = command.Role(f.role)
+	}
+	switch {
+	case c.Role != command.RoleVoter && c.Role != command.RoleLearner:
+		return c, refuse("give voter or learner", "--role %q is not known", f.role)
+	case c.Role == command.RoleVoter && !c.Home:
+		return c, refuse(fmt.Sprintf("start it with --role learner, or with --home if %s is the home site", c.Site),
+			"%s would be a voter outside the home site", c.Node)
+	}
+
+	if c.DataDir == "" {
+		return c, refuse("give it with --data-dir or "+envName("data-dir"), "the data directory is missing")
+	}
+	abs, err := filepath.Abs(c.DataDir)
+	if err != nil {
+		return c, refuse("give an absolute path", "--data-dir %s cannot be resolved: %w", c.DataDir, err)
+	}
+	c.DataDir = abs
+
+	if err := c.checkAddresses(); err != nil {
+		return c, err
+	}
+	switch {
+	case c.BootstrapExpect < 0 || c.BootstrapExpect > 7:
+		return c, refuse("give 1, 3 or 5", "--bootstrap-expect %d is not a number of voters", c.BootstrapExpect)
+	case c.BootstrapExpect > 0 && c.Role != command.RoleVoter:
+		return c, refuse("drop it, or start the node with --home --role voter", "%s is a learner and cannot form a cluster with --bootstrap-expect", c.Node)
+	case c.BootstrapExpect > 1 && len(c.Join) == 0:
+		return c, refuse("give the addresses of the other voters with --join", "%s cannot find the other %d voters of --bootstrap-expect", c.Node, c.BootstrapExpect-1)
+	}
+
+	if c.LogStore != "wal" && c.LogStore != "boltdb" {
+		return c, refuse("give wal or boltdb", "--log-store %q is not known", c.LogStore)
+	}
+	if c.RaftMultiplier < 1 || c.RaftMultiplier > 10 {
+		return c, refuse("give 1 to 10", "--raft-multiplier %d is out of range", c.RaftMultiplier)
+	}
+	if f.maxValue < minMaxValue || f.maxValue > maxMaxValue {
+		return c, refuse(fmt.Sprintf("give %v to %v", byteSize(minMaxValue), byteSize(maxMaxValue)), "--max-value %v is out of range", f.maxValue)
+	}
+	c.MaxValue = int(f.maxValue)
+
+	if c.LogLevel = hclog.LevelFromString(f.logLevel); c.LogLevel == hclog.NoLevel {
+		return c, refuse("give trace, debug, info, warn or error", "--log-level %q is not known", f.logLevel)
+	}
+	if f.logFormat != "text" && f.logFormat != "json" {
+		return c, refuse("give text or json", "--log-format %q is not known", f.logFormat)
+	}
+	c.LogJSON = f.logFormat == "json"
+	return c, nil
+}
+
+// checkAddresses checks all addresses and fills in the advertised ones.
+func (c *agentConfig) checkAddresses() error {
+	if err := checkAddress("--http", c.HTTP, false); err != nil {
+		return err
+	}
+	if err := checkAddress("--raft", c.Raft, false); err != nil {
+		return err
+	}
+	if c.HTTP == c.Raft {
+		return refuse("choose another port for one of them", "--http and --raft are both %s", c.HTTP)
+	}
+	if c.AdvertiseRaft == "" {
+		if anyHost(c.Raft) {
+			return refuse("give the address other nodes reach it at with --advertise-raft", "--raft %s listens at every address and names none", c.Raft)
+		}
+		c.AdvertiseRaft = c.Raft
+	}
+	if c.AdvertiseHTTP == "" {
+		c.AdvertiseHTTP = c.HTTP
+		if anyHost(c.HTTP) {
+			host, _, _ := net.SplitHostPort(c.AdvertiseRaft)
+			_, port, _ := net.SplitHostPort(c.HTTP)
+			c.AdvertiseHTTP = net.JoinHostPort(host, port)
+		}
+	}
+	if err := checkAddress("--advertise-raft", c.AdvertiseRaft, true); err != nil {
+		return err
+	}
+	if err := checkAddress("--advertise-http", c.AdvertiseHTTP, true); err != nil {
+		return err
+	}
+	c.Join = slices.DeleteFunc(c.Join, func(a string) bool { return strings.TrimSpace(a) == "" })
+	for i, a := range c.Join {
+		c.Join[i] = strings.TrimSpace(a)
+		if err := checkAddress("--join", c.Join[i], true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkAddress refuses what is not host:port. An address to dial names a host.
+func checkAddress(flag, address string, dial bool) error {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return refuse("give host:port", "%s %q is not an address", flag, address)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return refuse("give a port from 1 to 65535", "%s %q has no usable port", flag, address)
+	}
+	if dial && anyHost(address) {
+		return refuse("give the address that others reach", "%s %q names no host", flag, address)
+	}
+	return nil
+}
+
+// anyHost reports whether an address to listen at stands for all of a host's.
+func anyHost(address string) bool {
+	host, _, _ := net.SplitHostPort(address)
+	ip := net.ParseIP(host)
+	return host == "" || (ip != nil && ip.IsUnspecified())
+}
+
+var errParentEnded = errors.New("the process that started this one has ended")
+
+// untilEnd returns a context that also ends with in, which is a pipe whose
+// other end the parent holds: it ends with the parent, however that ends.
+func untilEnd(ctx context.Context, in io.Reader) context.Context {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() { // ends with the parent, or with this process
+		_, _ = io.Copy(io.Discard, in)
+		cancel(errParentEnded)
+	}()
+	return ctx
+}
+
+// byteSize is a flag that counts bytes: 65536, 64KiB, 64K, 1MiB.
+type byteSize int64
+
+var byteUnits = []struct {
+	name string
+	size byteSize
+}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"G", 1 << 30}, {"M", 1 << 20}, {"K", 1 << 10}, {"B", 1}}
+
+// String gives the size in the largest unit that fits evenly.
+func (b *byteSize) String() string { return fmt.Sprint(*b) }
+
+// Format implements fmt.Formatter for values and pointers alike.
+func (b byteSize) Format(s fmt.State, _ rune) {
+	for _, u := range byteUnits[:3] {
+		if b != 0 && b%u.size == 0 {
+			_, _ = fmt.Fprintf(s, "%d%s", int64(b/u.size), u.name)
+			return
+		}
+	}
+	_, _ = fmt.Fprintf(s, "%d", int64(b))
+}
+
+// Set parses a size.
+func (b *byteSize) Set(text string) error {
+	number, size := strings.TrimSpace(text), byteSize(1)
+	for _, u := range byteUnits {
+		if n, ok := strings.CutSuffix(strings.ToLower(number), strings.ToLower(u.name)); ok {
+			number, size = strings.TrimSpace(n), u.size
+			break
+		}
+	}
+	n, err := strconv.ParseUint(number, 10, 32)
+	if err != nil {
+		return errors.New("it must be a size such as 65536, 512KiB or 1MiB")
+	}
+	*b = byteSize(n) * size
+	return nil
+}
+
+// Type names the flag's type in help texts.
+func (*byteSize) Type() string { return "size" }

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+// agent runs an agent command line and returns what the node would be given.
+func agent(t *testing.T, args ...string) (cfg agentConfig, r ran) {
+	t.Helper()
+	r = cliWith(t, func(_ context.Context, c agentConfig) error { cfg = c; return nil }, "", append([]string{"agent"}, args...)...)
+	return cfg, r
+}
+
+func TestAgentFlagsBecomeAConfiguration(t *testing.T) {
+	dir := t.TempDir()
+	got, r := agent(t, "--node", "n1", "--site", "berlin", "--home", "--data-dir", dir,
+		"--http", "0.0.0.0:8500", "--raft", "[::]:8300", "--advertise-raft", "n1.example:8300",
+		"--bootstrap-expect", "3", "--join", "n2:8300,n3:8300", "--join", "n4:8300",
+		"--log-store", "boltdb", "--log-level", "debug", "--log-format", "json",
+		"--raft-multiplier", "2", "--max-value", "1MiB", "--datacenter", "eu", "--fault-switch", "/run/x.sock")
+	want := agentConfig{
+		Node: "n1", Site: "berlin", Home: true, Role: command.RoleVoter, DataDir: dir,
+		HTTP: "0.0.0.0:8500", Raft: "[::]:8300", AdvertiseHTTP: "n1.example:8500", AdvertiseRaft: "n1.example:8300",
+		BootstrapExpect: 3, Join: []string{"n2:8300", "n3:8300", "n4:8300"}, Datacenter: "eu",
+		LogStore: "boltdb", RaftMultiplier: 2, MaxValue: 1 << 20, LogLevel: hclog.Debug, LogJSON: true,
+		FaultSwitch: "/run/x.sock", Version: version,
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v\ngot  %+v\nwant %+v", r, got, want)
+	}
+}
+
+func TestAgentDefaults(t *testing.T) {
+	got, r := agent(t, "--node", "e1", "--site", "east", "--data-dir", "data", "--join", "n1:8300")
+	abs, err := filepath.Abs("data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := agentConfig{
+		Node: "e1", Site: "east", Role: command.RoleLearner, DataDir: abs,
+		HTTP: "127.0.0.1:8500", Raft: "127.0.0.1:8300", AdvertiseHTTP: "127.0.0.1:8500", AdvertiseRaft: "127.0.0.1:8300",
+		Join: []string{"n1:8300"}, Datacenter: "dc1", LogStore: "wal", RaftMultiplier: 1, MaxValue: command.DefaultMaxValue,
+		LogLevel: hclog.Info, Version: version,
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v\ngot  %+v\nwant %+v", r, got, want)
+	}
+}
+
+func TestBadAgentFlagsAreRefused(t *testing.T) {
+	base := "--node=n1 --site=home --home --data-dir=d "
+	for args, parts := range map[string][]string{
+		"--site=home --data-dir=d":                        {"name of the node", "HOLDFAST_NODE"},
+		"--node=n1 --data-dir=d":                          {"name of the site", "--site"},
+		"--node=n1 --site=home":                           {"data directory is missing", "--data-dir"},
+		"--node=a:b --site=home --data-dir=d":             {`"a:b" is not a name`},
+		"--node=n1 --site=east --role=voter --data-dir=d": {"voter outside the home site", "--role learner"},
+		base + "--role=boss":                              {`--role "boss"`, "voter or learner"},
+		base + "--role=learner --bootstrap-expect=3":      {"learner", "--bootstrap-expect"},
+		base + "--bootstrap-expect=3":                     {"2 voters", "--join"},
+		base + "--bootstrap-expect=9":                     {"--bootstrap-expect 9"},
+		base + "--http=8500":                              {`--http "8500"`, "host:port"},
+		base + "--raft=127.0.0.1:0":                       {"--raft", "1 to 65535"},
+		base + "--raft=127.0.0.1:8500":                    {"--http and --raft are both"},
+		base + "--raft=:8300":                             {"--raft :8300", "--advertise-raft"},
+		base + "--advertise-http=0.0.0.0:8500":            {"--advertise-http", "names no host"},
+		base + "--join=n2":                                {`--join "n2"`, "host:port"},
+		base + "--log-store=rocks":                        {"--log-store", "wal or boltdb"},
+		base + "--log-level=loud":                         {"--log-level", "trace, debug"},
+		base + "--log-format=xml":                         {"--log-format", "text or json"},
+		base + "--raft-multiplier=0":                      {"--raft-multiplier 0", "1 to 10"},
+		base + "--max-value=12":                           {"--max-value 12", "1KiB to 32MiB"},
+		base + "--max-value=big":                          {`--max-value="big"`, "512KiB"},
+		base + "--config=/nowhere/x.yaml":                 {"/nowhere/x.yaml", "no such file"},
+	} {
+		t.Run(args, func(t *testing.T) {
+			_, r := agent(t, strings.Fields(args)...)
+			r.refusal(t, parts...)
+		})
+	}
+}
+
+func TestSettingsComeFromFlagsThenEnvironmentThenFile(t *testing.T) {
+	for name, content := range map[string]string{
+		"c.yaml": "node: file\nsite: file\nhome: true\ndata-dir: d\nbootstrap-expect: 3\njoin: [n2:8300, n3:8300]\nlog-level: warn\n",
+		"c.toml": "node = 'file'\nsite = 'file'\nhome = true\ndata-dir = 'd'\nbootstrap-expect = 3\njoin = ['n2:8300', 'n3:8300']\nlog-level = 'warn'\n",
+		"c.json": `{"node":"file","site":"file","home":true,"data-dir":"d","bootstrap-expect":3,"join":"n2:8300, n3:8300","log-level":"warn"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), name)
+			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("HOLDFAST_CONFIG", path)
+			t.Setenv("HOLDFAST_SITE", "env")
+			t.Setenv("HOLDFAST_NODE", "env")
+			got, r := agent(t, "--node", "flag")
+			if r.status != 0 {
+				t.Fatal(r.err)
+			}
+			if got.Node != "flag" || got.Site != "env" || !got.Home || got.BootstrapExpect != 3 || got.LogLevel != hclog.Warn ||
+				strings.Join(got.Join, " ") != "n2:8300 n3:8300" {
+				t.Errorf("%+v", got)
+			}
+		})
+	}
+}
+
+func TestBadSettingsNameTheirSource(t *testing.T) {
+	for name, c := range map[string]struct {
+		file, content string
+		env           map[string]string
+		parts         []string
+	}{
+		"unknown key":         {file: "c.yaml", content: "nodee: x\n", parts: []string{"c.yaml", `unknown key "nodee"`, "did you mean node?"}},
+		"underscore":          {file: "c.yaml", content: "data_dir: x\n", parts: []string{`"data_dir"`, "did you mean data-dir?"}},
+		"nested key":          {file: "c.json", content: `{"raft":{"address":"x"}}`, parts: []string{`"raft.address"`}},
+		"config in the file":  {file: "c.json", content: `{"config":"x"}`, parts: []string{`unknown key "config"`}},
+		"no number":           {file: "c.toml", content: "bootstrap-expect = 'many'\n", parts: []string{"bootstrap-expect in", "whole number"}},
+		"list for one":        {file: "c.json", content: `{"node":["a","b"]}`, parts: []string{"node in", "more than one value"}},
+		"damaged file":        {file: "c.json", content: `{"node":`, parts: []string{"c.json is damaged"}},
+		"unknown format":      {file: "c.ini", content: "node=x", parts: []string{"c.ini", ".yaml"}},
+		"variable, no number": {env: map[string]string{"HOLDFAST_BOOTSTRAP_EXPECT": "many"}, parts: []string{`HOLDFAST_BOOTSTRAP_EXPECT="many"`}},
+		"variable, no bool":   {env: map[string]string{"HOLDFAST_HOME": "berlin"}, parts: []string{`HOLDFAST_HOME="berlin"`, "true or false"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for k, v := range c.env {
+				t.Setenv(k, v)
+			}
+			var args []string
+			if c.file != "" {
+				path := filepath.Join(t.TempDir(), c.file)
+				if err := os.WriteFile(path, []byte(c.content), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				args = []string{"--config", path}
+			}
+			_, r := agent(t, args...)
+			r.refusal(t, c.parts...)
+		})
+	}
+}
+
+func TestAFatalErrorOfTheAgentIsOneLine(t *testing.T) {
+	r := cliWith(t, func(context.Context, agentConfig) error {
+		return command.ErrWrongCluster.With("n9 belongs to\nanother one")
+	}, "", "agent", "--node=n1", "--site=s", "--data-dir=d")
+	r.refusal(t, "node belongs to another cluster: n9 belongs to another one", "--data-dir")
+}
+
+func TestAnAgentWithAParentEndsWithIt(t *testing.T) {
+	var cause error
+	r := cliWith(t, func(ctx context.Context, _ agentConfig) error {
+		<-ctx.Done()
+		cause = context.Cause(ctx)
+		return nil
+	}, "the parent says something and ends", "agent", "--node=n1", "--site=s", "--data-dir=d", "--with-parent")
+	if r.status != 0 || !errors.Is(cause, errParentEnded) {
+		t.Errorf("%+v, cause %v", r, cause)
+	}
+}

@@ -1,0 +1,286 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/docs"
+	"github.com/holdfast-db/holdfast/fsm"
+	"github.com/holdfast-db/holdfast/http"
+	"github.com/holdfast-db/holdfast/node"
+	"github.com/holdfast-db/holdfast/readreplica"
+	"github.com/holdfast-db/holdfast/store"
+	"github.com/holdfast-db/holdfast/transport"
+)
+
+// How long an orderly stop gives each of its steps.
+const (
+	handOverLimit = 3 * time.Second
+	requestsLimit = 5 * time.Second
+)
+
+// runAgent builds a node from its parts, runs it until ctx ends or the cluster
+// refuses it for good, and takes it apart again. Until the cluster has been
+// asked, it only looks: a node that may not start leaves no trace on disk.
+func runAgent(ctx context.Context, cfg agentConfig) (err error) {
+	log := hclog.New(&hclog.LoggerOptions{Name: cfg.Node, Level: cfg.LogLevel, JSONFormat: cfg.LogJSON, Output: os.Stderr})
+	a := &presence{incarnation: rand.Text()}
+
+	// Look at the data directory, and take the ports.
+	if a.identity, err = identify(cfg); err != nil {
+		return err
+	}
+	self := command.Member{
+		ID: a.identity.ID, Name: cfg.Node, Site: cfg.Site, Role: cfg.Role,
+		RaftAddr: cfg.AdvertiseRaft, HTTPAddr: cfg.AdvertiseHTTP, Version: cfg.Version, Level: command.Level,
+	}
+	a.self = self
+	clients, err := net.Listen("tcp", cfg.HTTP)
+	if err != nil {
+		return addressProblem("--http", cfg.HTTP, err)
+	}
+	defer clients.Close()
+	tr, err := transport.Listen(transport.Config{
+		Listen: cfg.Raft, Advertise: cfg.AdvertiseRaft,
+		Hello: a.hello, Resolve: a.resolve, Check: a.check, Refused: a.refused, MayLead: a.mayLead, BeforeInstall: a.beforeInstall,
+		Faults: cfg.FaultSwitch != "", Log: log.Named("transport"),
+	})
+	if err != nil {
+		return addressProblem("--raft", cfg.Raft, err)
+	}
+	defer tr.Close()
+	if cfg.FaultSwitch != "" {
+		faults, err := serveFaultSwitch(cfg.FaultSwitch, tr.SetCut)
+		if err != nil {
+			return err
+		}
+		defer faults.Close()
+	}
+
+	// Ask the cluster, if it is there, whether it would have this node.
+	nodeConfig := node.Config{
+		Self: self, Home: cfg.Home, BootstrapExpect: cfg.BootstrapExpect, Join: cfg.Join, Datacenter: cfg.Datacenter,
+		Heartbeat: time.Duration(cfg.RaftMultiplier) * node.DefaultHeartbeat, Log: log,
+	}
+	if err := node.Preflight(ctx, nodeConfig, a.identity.ClusterID, tr); err != nil {
+		return err
+	}
+
+	// From here on things are written.
+	dir, err := store.OpenDir(cfg.DataDir, a.identity, log)
+	if err != nil {
+		return err
+	}
+	defer closeInto(&err, dir)
+	state, err := store.OpenState(store.StateConfig{Dir: dir.Path(), Log: log.Named("store")})
+	if err != nil {
+		return stateProblem(cfg.DataDir, err)
+	}
+	defer closeInto(&err, state)
+	logs, err := dir.OpenLogs(cfg.LogStore)
+	if err != nil {
+		return err
+	}
+	defer closeInto(&err, logs)
+	a.disk.Store(&disk{dir: dir, state: state, logs: logs})
+
+	failed := make(chan error, 2)
+	machine := fsm.New(state, func(err error) { failed <- err })
+	go func() {
+		select {
+		case err := <-logs.Failed():
+			failed <- err
+		case <-ctx.Done():
+		}
+	}()
+	n, err := node.New(ctx, nodeConfig, node.Parts{
+		State: stateParts{state}, FSM: machine, Log: logs.Log, Stable: logs.Stable, Snapshots: state.Snapshots(),
+		Logs: logs, Identity: identityParts{dir}, Transport: tr, Failed: failed,
+	})
+	if err != nil {
+		return err
+	}
+	a.node.Store(n)
+	replica := readreplica.New(readreplica.Config{Log: log.Named("replica")}, n)
+	api := http.New(http.Config{
+		Datacenter: cfg.Datacenter, Version: cfg.Version, MaxValue: int64(cfg.MaxValue),
+		OpenAPI: docs.OpenAPI, Metrics: storeMetrics(state, logs), Log: log.Named("http"),
+	}, replica)
+
+	// Serve: peers first, then the reading side, then clients.
+	tr.Serve(n)
+	n.Start()
+	replica.Start()
+	served := make(chan error, 1)
+	go func() { served <- api.Serve(clients) }()
+	log.Info("node is up", "id", self.ID, "site", cfg.Site, "role", cfg.Role, "http", cfg.AdvertiseHTTP, "raft", cfg.AdvertiseRaft, "version", cfg.Version)
+
+	select {
+	case <-ctx.Done():
+		log.Info("stopping", "cause", context.Cause(ctx))
+	case err = <-n.Fatal():
+	case err = <-served:
+	}
+
+	// Stop: hand leadership over while requests still find the way to the next
+	// leader, finish them, then leave Raft; the deferred calls close the disk.
+	bounded, cancel := context.WithTimeout(context.Background(), handOverLimit)
+	if err := n.StepDown(bounded); err != nil {
+		log.Warn("leadership was not handed over", "error", err)
+	}
+	cancel()
+	bounded, cancel = context.WithTimeout(context.Background(), requestsLimit)
+	if err := api.Shutdown(bounded); err != nil {
+		log.Warn("some requests were cut off", "error", err)
+	}
+	cancel()
+	replica.Stop()
+	if serr := n.Stop(); err == nil {
+		err = serr
+	}
+	return err
+}
+
+// presence is what the transport asks about the node. Its parts appear one by one
+// while the node starts.
+type presence struct {
+	identity    store.Identity
+	incarnation string
+	self        command.Member
+	disk        atomic.Pointer[disk]
+	node        atomic.Pointer[node.Node]
+}
+
+type disk struct {
+	dir   *store.Dir
+	state *store.State
+	logs  *store.Logs
+}
+
+// hello introduces the node as it is now. Before its disk is open it only asks,
+// which it says by 0 starts.
+func (a *presence) hello() command.Hello {
+	h := command.Hello{
+		ClusterID: a.identity.ClusterID, Epoch: a.identity.Epoch,
+		ID: a.self.ID, Name: a.self.Name, Site: a.self.Site, RaftAddr: a.self.RaftAddr, Incarnation: a.incarnation,
+	}
+	d := a.disk.Load()
+	if d == nil {
+		return h
+	}
+	id := d.dir.Identity()
+	h.ClusterID, h.Epoch, h.Starts = id.ClusterID, id.Epoch, id.Starts
+	h.Applied, _ = d.state.Applied()
+	h.LastIndex = h.Applied
+	if _, last, err := d.logs.Bounds(); err == nil {
+		h.LastIndex = max(last, h.Applied)
+	}
+	return h
+}
+
+func (a *presence) resolve(id string) (addr string, ok bool) {
+	if d := a.disk.Load(); d != nil {
+		for _, m := range d.state.Members() {
+			if m.ID == id {
+				return m.RaftAddr, true
+			}
+		}
+	}
+	return "", false
+}
+
+func (a *presence) check(peer command.Hello) error {
+	if n := a.node.Load(); n != nil {
+		return n.Check(peer)
+	}
+	return nil
+}
+
+func (a *presence) refused(reason error) {
+	if n := a.node.Load(); n != nil {
+		n.Refused(reason)
+	}
+}
+
+func (a *presence) mayLead() bool {
+	n := a.node.Load()
+	return n != nil && n.MayLead()
+}
+
+func (a *presence) beforeInstall(ctx context.Context, to string) error {
+	n := a.node.Load()
+	if n == nil {
+		return command.ErrStopping
+	}
+	return n.OfferCopy(ctx, to)
+}
+
+// stateParts and identityParts give the store's parts the shape node asks for.
+type stateParts struct{ *store.State }
+
+func (s stateParts) ReceiveCopy(ctx context.Context, r io.Reader) (records, bytes uint64, err error) {
+	stats, err := s.State.ReceiveCopy(ctx, r)
+	return stats.Records, stats.Bytes, err
+}
+
+func (s stateParts) SwapCopy() error { return s.State.SwapCopy() }
+
+type identityParts struct{ dir *store.Dir }
+
+func (i identityParts) Cluster() (id string, epoch uint64) {
+	v := i.dir.Identity()
+	return v.ClusterID, v.Epoch
+}
+
+func (i identityParts) SetCluster(id string, epoch uint64) error { return i.dir.SetCluster(id, epoch) }
+
+// identify finds out who the node is from its data directory, or makes a new
+// identity for an empty one. Nothing is written.
+func identify(cfg agentConfig) (store.Identity, error) {
+	id, ok, err := store.Inspect(cfg.DataDir)
+	switch {
+	case err != nil:
+		return id, err
+	case (!ok || id.ClusterID == "") && len(cfg.Join) == 0 && cfg.BootstrapExpect == 0:
+		return id, refuse("give --join with the address of a member, or --bootstrap-expect on the first voters", "%s belongs to no cluster and cannot find one", cfg.Node)
+	case !ok:
+		return store.NewIdentity(cfg.Node, cfg.Site), nil
+	case id.Name != cfg.Node:
+		return id, refuse("start it with --node "+id.Name+", or give another --data-dir", "data directory %s belongs to node %s, not %s", cfg.DataDir, id.Name, cfg.Node)
+	case id.Site != cfg.Site:
+		return id, refuse("start it with --site "+id.Site+", or give another --data-dir", "data directory %s belongs to a node at site %s, not %s", cfg.DataDir, id.Site, cfg.Site)
+	}
+	return id, nil
+}
+
+func addressProblem(flag, address string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return refuse("stop the process that uses it, or choose another "+flag, "address %s is in use", address)
+	}
+	return refuse("choose an address of this host with "+flag, "cannot listen at %s: %w", address, err)
+}
+
+func stateProblem(dir string, err error) error {
+	if errors.Is(err, command.ErrDamaged) {
+		return refuse("move the data directory away and let the node join anew", "state in %s is damaged: %w", dir, err)
+	}
+	return fmt.Errorf("open the state: %w", err)
+}
+
+// closeInto closes c and keeps its error if there is none yet.
+func closeInto(err *error, c io.Closer) {
+	if cerr := c.Close(); cerr != nil && *err == nil {
+		*err = cerr
+	}
+}
