@@ -1,0 +1,56 @@
+# The targets people and CI call. They need Go; compose-test also needs Docker.
+# Nothing is installed: tools run through `go run` at a pinned version.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+
+# The release, from the nearest tag; without one the program keeps its own.
+VERSION     ?= $(shell git describe --tags --dirty 2>/dev/null | sed 's/^v//')
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GO_BUILD    := go build -trimpath -ldflags "$(if $(VERSION),-X main.version=$(VERSION))"
+# Whole clusters are tested alone: they need the processors to themselves.
+UNIT         = $$(go list ./... | grep -v /cluster-tests$$)
+
+.PHONY: help build dev test unit-test cluster-test race lint bench image-context compose-test clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' Makefile
+
+build: ## bin/holdfast
+	$(GO_BUILD) -o bin/holdfast ./cmd/holdfast
+
+dev: build ## a three-site cluster on this machine; Ctrl-C ends it
+	bin/holdfast dev
+
+test: unit-test cluster-test ## everything but the compose file; within 15 minutes on two cores
+
+unit-test: ## the packages' own tests
+	go test -timeout 5m $(UNIT)
+
+cluster-test: ## real processes under kills, cuts and pauses
+	go test -timeout 12m ./cluster-tests
+
+race: ## all tests under the race detector, the clusters' processes too
+	go test -race -timeout 15m $(UNIT)
+	go test -race -short -timeout 20m ./cluster-tests
+
+lint: ## gofmt, go vet, staticcheck
+	@unformatted=$$(gofmt -l .); \
+	if [ -n "$$unformatted" ]; then echo "gofmt wants to change:"; echo "$$unformatted"; exit 1; fi
+	go vet ./...
+	go run $(STATICCHECK) ./...
+
+bench: ## throughput, latency and failover of a three-voter cluster, as a table
+	go test -run '^TestMeasure$$' -measure -count 1 -timeout 30m -v ./cluster-tests
+
+image-context: ## bin/image: what `docker build --target prebuilt` packs
+	rm -rf bin/image && mkdir -p bin/image/data
+	CGO_ENABLED=0 GOOS=linux $(GO_BUILD) -o bin/image/holdfast ./cmd/holdfast
+
+compose-test: image-context ## docker-compose.yml up, a site cut off and joined again, down
+	docker build -q --target prebuilt -t holdfast:compose-test -f Dockerfile bin/image
+	HOLDFAST_IMAGE=holdfast:compose-test go test -run '^TestCompose$$' -compose -count 1 -timeout 10m -v ./cluster-tests
+
+clean: ## what the other targets made
+	rm -rf bin holdfast-dev

@@ -1,0 +1,702 @@
+package clustertests
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+var (
+	measureFlag = flag.Bool("measure", false, "run TestMeasure (make bench)")
+	composeFlag = flag.Bool("compose", false, "run TestCompose (make compose-test)")
+)
+
+// binary is the program under test, built on first use: tests of the judges
+// and of the import map need none. HOLDFAST_BINARY names one that exists.
+var binary = sync.OnceValues(func() (string, error) {
+	if path := os.Getenv("HOLDFAST_BINARY"); path != "" {
+		return path, nil
+	}
+	return build("holdfast")
+})
+
+// buildDir holds the binaries of this run; TestMain removes it.
+var buildDir string
+
+// build compiles cmd/holdfast into buildDir under the given name.
+func build(name string, flags ...string) (string, error) {
+	path := filepath.Join(buildDir, name)
+	args := append([]string{"build", "-o", path}, flags...)
+	if raceDetector {
+		args = append(args, "-race")
+	}
+	cmd := exec.Command("go", append(args, "../cmd/holdfast")...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("go %s: %w\n%s", strings.Join(cmd.Args[1:], " "), err, out)
+	}
+	return path, nil
+}
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	dir, err := os.MkdirTemp("", "hf-bin-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	buildDir = dir
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// ports hands out TCP ports below the range from which the kernel takes ports
+// for outgoing connections, so that a stopped node finds its own free again.
+var ports = struct {
+	sync.Mutex
+	next int
+}{next: 12000 + rand.IntN(15000)}
+
+func freePort(t testing.TB) string {
+	t.Helper()
+	ports.Lock()
+	defer ports.Unlock()
+	for range 1000 {
+		ports.next++
+		addr := fmt.Sprintf("127.0.0.1:%d", ports.next)
+		if l, err := net.Listen("tcp", addr); err == nil {
+			l.Close()
+			return addr
+		}
+	}
+	t.Fatal("no free port among a thousand")
+	return ""
+}
+
+// spec is what a node is started as.
+type spec struct {
+	name, site string
+	home       bool
+	role       command.Role
+}
+
+// threeSites is the cluster most scenes use; voters is home alone.
+var (
+	voters = []spec{
+		{"n1", "home", true, command.RoleVoter},
+		{"n2", "home", true, command.RoleVoter},
+		{"n3", "home", true, command.RoleVoter},
+	}
+	threeSites = append(slices.Clone(voters),
+		spec{"e1", "east", false, command.RoleLearner},
+		spec{"w1", "west", false, command.RoleLearner})
+)
+
+// cluster is a set of nodes, each a process of its own. Its methods fail the
+// test by themselves. They may be called from several goroutines, but not two
+// of them for one node.
+type cluster struct {
+	t     testing.TB
+	dir   string // everything of this cluster: data, logs, fault switches
+	bin   string
+	env   []string
+	extra []string // further flags of every agent
+	nodes []*node
+
+	mu  sync.Mutex
+	cut []string // what the fault switches are set to
+}
+
+// node is one member and, while it runs, its process.
+type node struct {
+	spec
+	http, raft string // addresses
+	data       string
+	log        string // file; all runs of the node append to it
+	fault      string // path of the fault switch's socket
+	args       []string
+
+	mu      sync.Mutex
+	proc    *os.Process
+	ended   chan struct{} // closed when the process is gone
+	state   *os.ProcessState
+	meant   bool // the test itself ended the process
+	stopped bool // SIGSTOP
+}
+
+func (n *node) String() string { return n.name }
+
+func (n *node) learner() bool { return n.role == command.RoleLearner }
+
+// option changes a cluster before its nodes are made.
+type option func(*cluster)
+
+// withLogStore runs all nodes on that log store.
+func withLogStore(kind string) option {
+	return func(c *cluster) { c.extra = append(c.extra, "--log-store", kind) }
+}
+
+// withBinary runs all nodes from another binary, with more environment.
+func withBinary(path string, env ...string) option {
+	return func(c *cluster) { c.bin, c.env = path, env }
+}
+
+// newCluster prepares nodes without starting them.
+func newCluster(t testing.TB, specs []spec, opts ...option) *cluster {
+	t.Helper()
+	// The paths of sockets must be short: t.TempDir's are not.
+	dir, err := os.MkdirTemp("", "hf-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cluster{t: t, dir: dir}
+	for _, o := range opts {
+		o(c)
+	}
+	if c.bin == "" {
+		if c.bin, err = binary(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, s := range specs {
+		c.nodes = append(c.nodes, &node{
+			spec: s, http: freePort(t), raft: freePort(t),
+			data:  filepath.Join(dir, s.name),
+			log:   filepath.Join(dir, s.name+".log"),
+			fault: filepath.Join(dir, s.name+".sock"),
+		})
+	}
+	for _, n := range c.nodes {
+		n.args = c.agentArgs(n)
+	}
+	t.Cleanup(c.close)
+	return c
+}
+
+// agentArgs is the command line of a node.
+func (c *cluster) agentArgs(n *node) []string {
+	args := []string{"agent", "--node", n.name, "--site", n.site, "--role", string(n.role),
+		"--data-dir", n.data, "--http", n.http, "--raft", n.raft, "--fault-switch", n.fault}
+	if n.home {
+		args = append(args, "--home")
+	}
+	if n.role == command.RoleVoter {
+		args = append(args, "--bootstrap-expect", fmt.Sprint(len(c.voters())))
+	}
+	for _, o := range c.nodes {
+		if o != n && o.role == command.RoleVoter {
+			args = append(args, "--join", o.raft)
+		}
+	}
+	return append(args, c.extra...)
+}
+
+// startCluster starts a cluster and waits until every node is ready and all
+// are level. When the test ends it is inspected and taken down.
+func startCluster(t testing.TB, specs []spec, opts ...option) *cluster {
+	t.Helper()
+	c := newCluster(t, specs, opts...)
+	for _, n := range c.nodes {
+		c.start(n)
+	}
+	for _, n := range c.nodes {
+		c.waitReady(n)
+	}
+	c.waitLevel(30 * time.Second)
+	return c
+}
+
+func (c *cluster) voters() []*node {
+	return slices.DeleteFunc(slices.Clone(c.nodes), (*node).learner)
+}
+
+func (c *cluster) learners() []*node {
+	return slices.DeleteFunc(slices.Clone(c.nodes), func(n *node) bool { return !n.learner() })
+}
+
+func (c *cluster) node(name string) *node {
+	c.t.Helper()
+	for _, n := range c.nodes {
+		if n.name == name {
+			return n
+		}
+	}
+	c.t.Fatalf("no node %q in this cluster", name)
+	return nil
+}
+
+// others are all nodes but those named.
+func (c *cluster) others(but ...*node) []*node {
+	return slices.DeleteFunc(slices.Clone(c.nodes), func(n *node) bool { return slices.Contains(but, n) })
+}
+
+// start runs the node's process. While there is a cut, the node is behind it
+// from its first packet: see setCut.
+func (c *cluster) start(n *node) {
+	c.t.Helper()
+	n.mu.Lock()
+	if n.proc != nil {
+		n.mu.Unlock()
+		c.t.Fatalf("%s runs already", n)
+	}
+	log, err := os.OpenFile(n.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		n.mu.Unlock()
+		c.t.Fatal(err)
+	}
+	fmt.Fprintf(log, "--- start: %s\n", strings.Join(n.args, " "))
+	cmd := exec.Command(c.bin, n.args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = append(os.Environ(), c.env...)
+	cmd.SysProcAttr = dieWithParent()
+	if err := cmd.Start(); err != nil {
+		n.mu.Unlock()
+		log.Close()
+		c.t.Fatalf("start %s: %v", n, err)
+	}
+	ended := make(chan struct{})
+	n.proc, n.ended, n.meant, n.stopped, n.state = cmd.Process, ended, false, false, nil
+	n.mu.Unlock()
+	go func() {
+		cmd.Wait() // the state says all
+		log.Close()
+		n.mu.Lock()
+		n.proc, n.state = nil, cmd.ProcessState
+		n.mu.Unlock()
+		close(ended)
+	}()
+}
+
+// running says whether the node's process is there.
+func (n *node) running() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.proc != nil
+}
+
+// signal sends sig to the node's process. note, when given, changes the node's
+// marks under its lock; a signal without one is meant to end the process.
+func (c *cluster) signal(n *node, sig syscall.Signal, note func()) {
+	c.t.Helper()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.proc == nil {
+		c.t.Fatalf("%s does not run: it cannot take signal %v", n, sig)
+	}
+	if note != nil {
+		note()
+	} else {
+		n.meant = true
+	}
+	if err := n.proc.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		c.t.Fatalf("signal %v to %s: %v", sig, n, err)
+	}
+}
+
+// awaitEnd waits until the node's process is gone.
+func (c *cluster) awaitEnd(n *node, within time.Duration) {
+	c.t.Helper()
+	n.mu.Lock()
+	ended := n.ended
+	n.mu.Unlock()
+	select {
+	case <-ended:
+	case <-time.After(within):
+		c.t.Fatalf("%s did not end within %v", n, within)
+	}
+}
+
+// kill is kill -9 of all named nodes at once, a process crash: what the kernel
+// was given stays.
+func (c *cluster) kill(nodes ...*node) {
+	c.t.Helper()
+	for _, n := range nodes {
+		c.signal(n, syscall.SIGKILL, nil)
+	}
+	for _, n := range nodes {
+		c.awaitEnd(n, 10*time.Second)
+	}
+}
+
+// stop ends the node gracefully.
+func (c *cluster) stop(n *node) {
+	c.t.Helper()
+	c.signal(n, syscall.SIGTERM, nil)
+	c.awaitEnd(n, 20*time.Second)
+	if code := n.state.ExitCode(); code != 0 {
+		c.t.Errorf("%s ended with status %d after SIGTERM", n, code)
+	}
+}
+
+// pause freezes the process, resume lets it go on.
+func (c *cluster) pause(n *node) {
+	c.t.Helper()
+	c.signal(n, syscall.SIGSTOP, func() { n.stopped = true })
+}
+
+func (c *cluster) resume(n *node) {
+	c.t.Helper()
+	c.signal(n, syscall.SIGCONT, func() { n.stopped = false })
+	c.mu.Lock()
+	cut := c.cut
+	c.mu.Unlock()
+	c.setSwitch(n, cut) // it may have missed an order
+}
+
+// cutOff silences all traffic over the edge of each named site ("east") or
+// node ("node:n1"), for all nodes, running or started later.
+func (c *cluster) cutOff(tokens ...string) {
+	c.t.Helper()
+	c.setCut(tokens)
+}
+
+// heal joins everything again.
+func (c *cluster) heal() {
+	c.t.Helper()
+	c.setCut(nil)
+}
+
+func (c *cluster) setCut(tokens []string) {
+	c.t.Helper()
+	c.mu.Lock()
+	c.cut = tokens
+	c.mu.Unlock()
+	for _, n := range c.nodes {
+		// What a node reads when it starts.
+		if err := os.WriteFile(n.fault+".cut", order(tokens), 0o644); err != nil {
+			c.t.Fatal(err)
+		}
+		n.mu.Lock()
+		reachable := n.proc != nil && !n.stopped
+		n.mu.Unlock()
+		if reachable {
+			c.setSwitch(n, tokens)
+		}
+	}
+}
+
+// order is the line that tells a fault switch what is cut.
+func order(tokens []string) []byte {
+	line, err := json.Marshal(map[string][]string{"cut": append([]string{}, tokens...)})
+	if err != nil {
+		panic(err) // strings always marshal
+	}
+	return append(line, '\n')
+}
+
+// setSwitch gives an order to a running node's fault switch and awaits its
+// answer. A process that has just started gets time to open the socket.
+func (c *cluster) setSwitch(n *node, tokens []string) {
+	c.t.Helper()
+	throw := func() error {
+		conn, err := net.DialTimeout("unix", n.fault, time.Second)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			return err
+		}
+		if _, err := conn.Write(order(tokens)); err != nil {
+			return err
+		}
+		var answer struct {
+			OK    bool
+			Error string
+		}
+		if err := json.NewDecoder(conn).Decode(&answer); err != nil {
+			return err
+		}
+		if !answer.OK {
+			return errors.New(answer.Error)
+		}
+		return nil
+	}
+	var last error
+	if !eventually(10*time.Second, func() bool { last = throw(); return last == nil || !n.running() }) {
+		c.t.Fatalf("fault switch of %s: %v", n, last)
+	}
+}
+
+// eventually tries cond until it holds, for at most within.
+func eventually(within time.Duration, cond func() bool) bool {
+	deadline := time.Now().Add(within)
+	for pause := 2 * time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		if cond() {
+			return true
+		}
+		if time.Now().After(deadline) {
+			return false
+		}
+		time.Sleep(pause)
+	}
+}
+
+// wait fails the test when cond does not hold within the time.
+func (c *cluster) wait(within time.Duration, what string, cond func() bool) {
+	c.t.Helper()
+	if !eventually(within, cond) {
+		c.t.Fatalf("not within %v: %s\n%s", within, what, c.table())
+	}
+}
+
+// waitReady waits until the node says that it may serve.
+func (c *cluster) waitReady(n *node) {
+	c.t.Helper()
+	c.wait(30*time.Second, n.name+" is ready", func() bool {
+		if !n.running() {
+			c.t.Fatalf("%s ended while it was to become ready", n)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		status, _, err := get(ctx, n, "/readyz")
+		return err == nil && status == http.StatusOK
+	})
+}
+
+// status asks the node what it is; false when it does not answer.
+func (n *node) status() (command.ReplicaStatus, bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	var s command.ReplicaStatus
+	code, body, err := get(ctx, n, "/v1/replica/status")
+	if err != nil || code != http.StatusOK || json.Unmarshal(body, &s) != nil {
+		return s, false
+	}
+	return s, true
+}
+
+// waitLeader waits until one of the nodes leads and has shown it by a
+// consistent read, and returns it.
+func (c *cluster) waitLeader(among ...*node) *node {
+	c.t.Helper()
+	if len(among) == 0 {
+		among = c.voters()
+	}
+	var leader *node
+	c.wait(20*time.Second, fmt.Sprintf("one of %v leads", among), func() bool {
+		for _, n := range among {
+			if s, ok := n.status(); !ok || s.Mode != "leader" {
+				continue
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+			code, _, err := get(ctx, n, "/v1/kv/none?consistent")
+			cancel()
+			if err == nil && (code == http.StatusOK || code == http.StatusNotFound) {
+				leader = n
+				return true
+			}
+		}
+		return false
+	})
+	return leader
+}
+
+// waitLevel waits until the nodes (all that run, when none is named) stand at
+// one revision with one lineage, and returns their common status. One revision
+// with two lineages is divergence and fails the test at once.
+func (c *cluster) waitLevel(within time.Duration, nodes ...*node) command.ReplicaStatus {
+	c.t.Helper()
+	if len(nodes) == 0 {
+		nodes = slices.DeleteFunc(slices.Clone(c.nodes), func(n *node) bool { return !n.running() })
+	}
+	var common command.ReplicaStatus
+	lineages := map[uint64]string{} // seen on any node at a revision
+	c.wait(within, fmt.Sprintf("%v are level", nodes), func() bool {
+		level := true
+		var first command.ReplicaStatus
+		for i, n := range nodes {
+			s, ok := n.status()
+			if !ok {
+				return false
+			}
+			if seen, ok := lineages[s.Applied]; ok && seen != s.Lineage {
+				c.t.Fatalf("%s DIVERGED: lineage %s at revision %d, another node has %s there\n%s", n, s.Lineage, s.Applied, seen, c.table())
+			}
+			lineages[s.Applied] = s.Lineage
+			if i == 0 {
+				first = s
+			}
+			level = level && s.Applied == first.Applied && s.Lineage == first.Lineage && s.Applied > 0
+		}
+		common = first
+		return level
+	})
+	return common
+}
+
+// table shows every node for the output of a failed test.
+func (c *cluster) table() string {
+	var b strings.Builder
+	c.mu.Lock()
+	fmt.Fprintf(&b, "cut: %q\n", c.cut)
+	c.mu.Unlock()
+	for _, n := range c.nodes {
+		if !n.running() {
+			fmt.Fprintf(&b, "  %-4s not running\n", n)
+			continue
+		}
+		s, ok := n.status()
+		if !ok {
+			fmt.Fprintf(&b, "  %-4s runs, no answer\n", n)
+			continue
+		}
+		fmt.Fprintf(&b, "  %-4s %-8s %-12s revision %-8d lineage %s  raft index %-8d staleness %d ms  failed probes %d\n",
+			n, s.Mode, s.Status, s.Applied, s.Lineage, s.AppliedIndex, s.Staleness, s.FailedRequests)
+	}
+	return b.String()
+}
+
+// close is the inspection at the end of every scene, and the end of all
+// processes.
+func (c *cluster) close() {
+	defer c.endAll()
+	if c.t.Failed() {
+		c.t.Logf("state at the end:\n%s", c.table())
+		return
+	}
+	for _, n := range c.nodes {
+		n.mu.Lock()
+		ended, stopped := n.state != nil && !n.meant, n.stopped
+		n.mu.Unlock()
+		if ended {
+			c.t.Errorf("%s ended by itself: %v", n, n.state)
+			return
+		}
+		if stopped {
+			c.resume(n)
+		}
+	}
+	c.inspect()
+}
+
+// inspect heals the cluster, starts what does not run and demands that all
+// nodes come to one revision with one lineage.
+func (c *cluster) inspect() {
+	c.t.Helper()
+	if !slices.ContainsFunc(c.nodes, (*node).running) {
+		return // never started: a test of refusals
+	}
+	c.heal()
+	for _, n := range c.nodes {
+		if !n.running() {
+			c.start(n)
+		}
+	}
+	for _, n := range c.nodes {
+		c.waitReady(n)
+	}
+	c.waitLevel(60 * time.Second)
+}
+
+// endAll kills all processes, looks for panics and keeps what a failed test
+// left.
+func (c *cluster) endAll() {
+	for _, n := range c.nodes {
+		n.mu.Lock()
+		proc, ended := n.proc, n.ended
+		n.meant = true
+		n.mu.Unlock()
+		if proc != nil {
+			proc.Kill()
+			<-ended
+		}
+	}
+	for _, n := range c.nodes {
+		if line := findPanic(n.log); line != "" {
+			c.t.Errorf("%s logged %q", n, line)
+		}
+	}
+	if !c.t.Failed() {
+		os.RemoveAll(c.dir)
+		return
+	}
+	c.t.Logf("logs and data are kept in %s", c.dir)
+	for _, n := range c.nodes {
+		if tail := lastLines(n.log, 12); tail != "" {
+			c.t.Logf("end of %s:\n%s", n.log, tail)
+		}
+	}
+}
+
+// findPanic returns the first line of a log that tells of a crash or of a data
+// race; empty when there is none.
+func findPanic(log string) string {
+	f, err := os.Open(log)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		for _, sign := range []string{"panic: ", "fatal error: ", "WARNING: DATA RACE", "unexpected fault address"} {
+			if strings.HasPrefix(lines.Text(), sign) {
+				return lines.Text()
+			}
+		}
+	}
+	return ""
+}
+
+func lastLines(file string, n int) string {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return ""
+	}
+	lines := bytes.Split(bytes.TrimRight(b, "\n"), []byte("\n"))
+	return string(bytes.Join(lines[max(0, len(lines)-n):], []byte("\n")))
+}
+
+// run executes the binary with a client's command line and returns its output.
+func (c *cluster) run(within time.Duration, n *node, args ...string) (stdout, stderr string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, c.bin, args...)
+	cmd.Env = append(os.Environ(), "HOLDFAST_HTTP_ADDR="+n.http)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err = cmd.Run()
+	return out.String(), errs.String(), err
+}
+
+// onBothLogStores runs a scene once on each log store; with -short on the
+// default one.
+func onBothLogStores(t *testing.T, scene func(t *testing.T, o option)) {
+	kinds := []string{"wal", "boltdb"}
+	if testing.Short() {
+		kinds = kinds[:1]
+	}
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) { scene(t, withLogStore(kind)) })
+	}
+}
+
+// wipe removes the data of a node that does not run.
+func (c *cluster) wipe(n *node) {
+	c.t.Helper()
+	if n.running() {
+		c.t.Fatalf("%s runs: its data cannot be removed", n)
+	}
+	if err := os.RemoveAll(n.data); err != nil {
+		c.t.Fatal(err)
+	}
+}

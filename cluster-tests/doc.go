@@ -1,0 +1,29 @@
+// Package clustertests holds Holdfast to its promises from outside: it builds
+// the binary, runs whole clusters of it as processes on the loopback
+// interface, kills, pauses, stops and cuts them off, and judges what clients
+// saw.
+//
+// It knows the system only by its flags, its HTTP API and its fault switch, so
+// that no mistake inside can hide itself here.
+//
+//	imports_test.go     the import map of DESIGN.md, held against the sources
+//	cluster_test.go     a cluster of processes: start, kill, stop, pause, cut, heal, wait
+//	api_test.go         the HTTP API as this package speaks it
+//	history_test.go     what clients did and saw, recorded
+//	checks_test.go      the judges: linearizability, prefixes, staleness, nothing lost
+//	checks_bite_test.go each judge condemns a history with a planted fault
+//	workload_test.go    clients that write, compare-and-set, delete and read through all nodes
+//	faults_test.go      scenes: leader killed, site cut, leader cut, all nodes killed, ...
+//	learner_test.go     what a copy promises while it is cut off, also across a restart
+//	mainjob_test.go     the Debian package index through the whole cluster
+//	badinput_test.go    refusals: one line, exit status 1, nothing changed on disk
+//	planted_test.go     bugs built into the binary on purpose, and who must find them
+//	compose_test.go     docker-compose.yml (make compose-test)
+//	measure_test.go     throughput, latency, failover (make bench)
+//
+// Every scene ends with an inspection: the cut is healed, every node runs, and
+// all must come to one revision with one lineage, without a panic in any log.
+// Logs and data of a failed test stay on disk; its output says where.
+//
+// Nothing imports this package.
+package clustertests

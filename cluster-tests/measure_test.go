@@ -1,0 +1,374 @@
+package clustertests
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"text/tabwriter"
+	"time"
+)
+
+// What is measured, and for how long.
+const (
+	measureRuns     = 5
+	measureTime     = 4 * time.Second
+	measureWarmUp   = 500 * time.Millisecond
+	measureValue    = 256 // bytes
+	measureKeys     = 10_000
+	measureFailover = 10 // kills of the leader
+)
+
+// rawConn is an HTTP/1.1 client reduced to what load needs: it shares the
+// processors with the cluster, so each instruction of it is taken from what is
+// measured. One request is under way at a time.
+type rawConn struct {
+	net.Conn
+	in *bufio.Reader
+}
+
+func dialRaw(addr string) (*rawConn, error) {
+	conn, err := net.DialTimeout("tcp", addr, 2*time.Second)
+	if err != nil {
+		return nil, err
+	}
+	return &rawConn{conn, bufio.NewReaderSize(conn, 4<<10)}, nil
+}
+
+var (
+	contentLength = []byte("content-length:")
+	chunked       = []byte("transfer-encoding:")
+)
+
+// do sends a request and reads its answer; the body is dropped.
+func (c *rawConn) do(request []byte) (status int, err error) {
+	if _, err := c.Write(request); err != nil {
+		return 0, err
+	}
+	line, err := c.in.ReadSlice('\n')
+	if err != nil {
+		return 0, err
+	}
+	if len(line) < 12 {
+		return 0, fmt.Errorf("status line %q", line)
+	}
+	if status, err = strconv.Atoi(string(line[9:12])); err != nil {
+		return 0, err
+	}
+	length := 0
+	for {
+		if line, err = c.in.ReadSlice('\n'); err != nil {
+			return 0, err
+		}
+		if len(line) <= 2 {
+			break
+		}
+		switch {
+		case len(line) > len(contentLength) && bytes.EqualFold(line[:len(contentLength)], contentLength):
+			if length, err = strconv.Atoi(string(bytes.TrimSpace(line[len(contentLength):]))); err != nil {
+				return 0, err
+			}
+		case len(line) > len(chunked) && bytes.EqualFold(line[:len(chunked)], chunked):
+			return 0, errors.New("the answer is chunked, which this client does not read")
+		}
+	}
+	_, err = c.in.Discard(length)
+	return status, err
+}
+
+// putRequest is the bytes of a PUT; getRequest those of a GET.
+func putRequest(key string, value []byte) []byte {
+	return append(fmt.Appendf(nil, "PUT /v1/kv/%s HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n", key, len(value)), value...)
+}
+
+func getRequest(key, query string) []byte {
+	return fmt.Appendf(nil, "GET /v1/kv/%s?%s HTTP/1.1\r\nHost: h\r\n\r\n", key, query)
+}
+
+func measureKey(i int) string { return fmt.Sprintf("bench/%05d", i%measureKeys) }
+
+// figures are what a run came to.
+type figures struct {
+	rate     float64 // per second
+	p50, p99 time.Duration
+}
+
+// drive keeps connections busy for a while, spread evenly over the nodes, and
+// returns what was answered. request makes the i-th request of a connection.
+func drive(connections int, nodes []*node, request func(connection, i int) []byte) (figures, error) {
+	var measuring, over atomic.Bool
+	took := make([][]time.Duration, connections)
+	failed := make([]error, connections)
+	conns := make([]*rawConn, connections)
+	for i := range conns {
+		c, err := dialRaw(nodes[i%len(nodes)].http)
+		if err != nil {
+			return figures{}, err
+		}
+		defer c.Close()
+		conns[i] = c
+	}
+	var wg sync.WaitGroup
+	for i, c := range conns {
+		wg.Go(func() {
+			mine := make([]time.Duration, 0, 1<<14)
+			for n := 0; !over.Load(); n++ {
+				r := request(i, n)
+				began := time.Now()
+				status, err := c.do(r)
+				if err == nil && status != 200 {
+					err = fmt.Errorf("status %d", status)
+				}
+				if err != nil {
+					failed[i] = fmt.Errorf("request %.60q: %w", r, err)
+					return
+				}
+				if measuring.Load() {
+					mine = append(mine, time.Since(began))
+				}
+			}
+			took[i] = mine
+		})
+	}
+	time.Sleep(measureWarmUp)
+	measuring.Store(true)
+	began := time.Now()
+	time.Sleep(measureTime)
+	elapsed := time.Since(began)
+	over.Store(true)
+	wg.Wait()
+	if err := errors.Join(failed...); err != nil {
+		return figures{}, err
+	}
+	all := slices.Concat(took...)
+	if len(all) == 0 {
+		return figures{}, errors.New("nothing was answered")
+	}
+	slices.Sort(all)
+	return figures{float64(len(all)) / elapsed.Seconds(), all[len(all)/2], all[len(all)*99/100]}, nil
+}
+
+// median of a few numbers.
+func median[T int | float64 | time.Duration](s []T) T {
+	s = slices.Sorted(slices.Values(s))
+	return s[len(s)/2]
+}
+
+// TestMeasure prints throughput, latency and failover of a cluster of three
+// voters, each a process, on this machine: make bench.
+func TestMeasure(t *testing.T) {
+	if !*measureFlag {
+		t.Skip("run by make bench")
+	}
+	if raceDetector {
+		t.Fatal("figures under the race detector say nothing")
+	}
+	var out strings.Builder
+	fmt.Fprintf(&out, "three voters on %d processors (load included), %d-byte values, %d runs of %v each, medians\n\n",
+		runtime.NumCPU(), measureValue, measureRuns, measureTime)
+	table := tabwriter.NewWriter(&out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(table, "log store\twhat\tthrough\tconnections\tper second\tp50 ms\tp99 ms\tslowest run\tfastest run\t")
+	for _, logStore := range []string{"wal", "boltdb"} {
+		measureThroughput(t, logStore, table)
+	}
+	table.Flush()
+	fmt.Fprintln(&out, "\ntime without acknowledged writes after kill -9 of the leader")
+	measureFailovers(t, &out)
+	fmt.Fprint(os.Stdout, "\n", out.String(), "\n")
+}
+
+func measureThroughput(t *testing.T, logStore string, table io.Writer) {
+	c := startCluster(t, voters, withLogStore(logStore))
+	leader := c.waitLeader()
+	value := bytes.Repeat([]byte("0123456789abcdef"), measureValue/16)
+	puts := make([][]byte, measureKeys)
+	stale, consistently := make([][]byte, measureKeys), make([][]byte, measureKeys)
+	byDefault := make([][]byte, measureKeys)
+	for i := range measureKeys {
+		key := measureKey(i)
+		// Values differ from key to key and, by the count below, from write to
+		// write: an equal value would change nothing and be no write at all.
+		puts[i] = putRequest(key, value)
+		stale[i], consistently[i], byDefault[i] = getRequest(key, "stale"), getRequest(key, "consistent"), getRequest(key, "")
+	}
+	var count atomic.Uint64
+	write := func(connection, i int) []byte {
+		n := count.Add(1)
+		r := bytes.Clone(puts[n*7919%measureKeys])
+		copy(r[len(r)-20:], fmt.Sprintf("%020d", n))
+		return r
+	}
+	pick := func(from [][]byte) func(int, int) []byte {
+		return func(connection, i int) []byte { return from[(connection*7919+i*31)%measureKeys] }
+	}
+	if _, err := drive(8, []*node{leader}, func(connection, i int) []byte { // every key exists
+		n := count.Add(1)
+		r := bytes.Clone(puts[n%measureKeys])
+		copy(r[len(r)-20:], fmt.Sprintf("%020d", n))
+		return r
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for i := int(count.Load()); i < measureKeys; i++ {
+		if w := put(leader, measureKey(i), "x", ""); !w.ok {
+			t.Fatalf("%+v", w)
+		}
+	}
+	for _, m := range []struct {
+		what, through string
+		connections   int
+		nodes         []*node
+		request       func(connection, i int) []byte
+	}{
+		{"writes", "leader", 1, []*node{leader}, write},
+		{"writes", "leader", 64, []*node{leader}, write},
+		{"writes", "leader", 256, []*node{leader}, write},
+		{"writes", "all", 256, c.nodes, write},
+		{"stale reads", "all", 64, c.nodes, pick(stale)},
+		{"consistent reads", "all", 64, c.nodes, pick(consistently)},
+		{"consistent reads", "leader", 64, []*node{leader}, pick(consistently)},
+		{"default reads", "all", 64, c.nodes, pick(byDefault)},
+	} {
+		var rates []float64
+		var p50, p99 []time.Duration
+		for range measureRuns {
+			f, err := drive(m.connections, m.nodes, m.request)
+			if err != nil {
+				t.Fatalf("%s: %v", m.what, err)
+			}
+			rates, p50, p99 = append(rates, f.rate), append(p50, f.p50), append(p99, f.p99)
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%.0f\t%.2f\t%.2f\t%.0f\t%.0f\t\n", logStore, m.what, m.through, m.connections, median(rates),
+			millis(median(p50)), millis(median(p99)), slices.Min(rates), slices.Max(rates))
+		t.Logf("%s %s %d: %.0f/s", logStore, m.what, m.connections, median(rates))
+	}
+}
+
+func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// measureFailovers kills the leader again and again under writes at every
+// voter, and measures the longest gap between acknowledgements around each kill.
+func measureFailovers(t *testing.T, out io.Writer) {
+	c := startCluster(t, voters)
+	var gaps []time.Duration
+	for range measureFailover {
+		leader := c.waitLeader()
+		for _, n := range c.nodes { // full strength: all ready and level
+			c.waitReady(n)
+		}
+		c.waitLevel(30 * time.Second)
+
+		var mu sync.Mutex
+		var acks []time.Time
+		var over atomic.Bool
+		var wg sync.WaitGroup
+		for _, n := range without(c.nodes, leader) {
+			for i := range 2 {
+				wg.Go(func() {
+					for seq := 0; !over.Load(); seq++ {
+						conn, err := dialRaw(n.http)
+						if err != nil {
+							continue
+						}
+						for ; !over.Load(); seq++ {
+							conn.SetDeadline(time.Now().Add(patience))
+							status, err := conn.do(putRequest(fmt.Sprintf("failover/%s/%d", n, i), []byte(time.Now().String())))
+							if err != nil {
+								break
+							}
+							if status == 200 {
+								mu.Lock()
+								acks = append(acks, time.Now())
+								mu.Unlock()
+							}
+							time.Sleep(time.Millisecond)
+						}
+						conn.Close()
+					}
+				})
+			}
+		}
+		count := func() int { mu.Lock(); defer mu.Unlock(); return len(acks) }
+		more := func(n int) {
+			target := count() + n
+			c.wait(30*time.Second, "writes are acknowledged", func() bool { return count() >= target })
+		}
+		more(200)
+		killed := time.Now()
+		c.kill(leader)
+		more(50)
+		over.Store(true)
+		wg.Wait()
+		c.start(leader)
+
+		var gap time.Duration
+		last := killed
+		for _, at := range acks {
+			if at.After(killed) {
+				gap = max(gap, at.Sub(last))
+				last = at
+			}
+		}
+		gaps = append(gaps, gap)
+		t.Logf("failover %d: %v", len(gaps), gap.Round(time.Millisecond))
+	}
+	slices.Sort(gaps)
+	fmt.Fprintf(out, "median %.0f ms, best %.0f ms, worst %.0f ms of %d:", millis(median(gaps)), millis(gaps[0]), millis(gaps[len(gaps)-1]), len(gaps))
+	for _, g := range gaps {
+		fmt.Fprintf(out, " %.0f", millis(g))
+	}
+	fmt.Fprintln(out)
+}
+
+// The load's HTTP client reads answers as Go's own server writes them.
+func TestRawClientReadsAnswers(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		in := bufio.NewReader(conn)
+		for _, answer := range []string{
+			"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nX-Consul-Index: 5\r\n\r\ntrue",
+			"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+			"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+		} {
+			for { // the request's head
+				line, err := in.ReadString('\n')
+				if err != nil || line == "\r\n" {
+					break
+				}
+			}
+			io.WriteString(conn, answer)
+		}
+	}()
+	c, err := dialRaw(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, want := range []int{200, 404} {
+		if got, err := c.do(getRequest("k", "stale")); err != nil || got != want {
+			t.Errorf("got %d, %v; want %d", got, err, want)
+		}
+	}
+	if _, err := c.do(getRequest("k", "stale")); err == nil {
+		t.Error("a chunked answer was taken for a short one")
+	}
+}
