@@ -11,7 +11,7 @@
 # `prebuilt` stands before the compiler's stage because builders without
 # BuildKit run all stages above the target.
 
-ARG GO_VERSION=1.26.8
+ARG GO_VERSION=1.26
 
 # What both images have in common. There is no shell in them: the binary is the
 # server, the command line (`docker exec NAME holdfast status`) and the health check.

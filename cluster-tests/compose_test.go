@@ -189,7 +189,7 @@ func TestDockerfileFollowsGoMod(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wanted := regexp.MustCompile(`(?m)^go (\S+)$`).FindSubmatch(gomod)
+	wanted := regexp.MustCompile(`(?m)^go (\d+\.\d+)\S*$`).FindSubmatch(gomod)
 	given := regexp.MustCompile(`(?m)^ARG GO_VERSION=(\S+)$`).FindSubmatch(dockerfile)
 	if wanted == nil || given == nil || string(wanted[1]) != string(given[1]) {
 		t.Errorf("go.mod asks for %q, Dockerfile compiles with %q", wanted, given)
