@@ -42,7 +42,7 @@ lint: ## gofmt, go vet, staticcheck
 	go run $(STATICCHECK) ./...
 
 bench: ## throughput, latency and failover of a three-voter cluster, as a table
-	go test -run '^TestMeasure$$' -measure -count 1 -timeout 30m -v ./cluster-tests
+	go test -run '^TestMeasure$$' -count 1 -timeout 30m -v ./cluster-tests -measure
 
 image-context: ## bin/image: what `docker build --target prebuilt` packs
 	rm -rf bin/image && mkdir -p bin/image/data
@@ -50,7 +50,7 @@ image-context: ## bin/image: what `docker build --target prebuilt` packs
 
 compose-test: image-context ## docker-compose.yml up, a site cut off and joined again, down
 	docker build -q --target prebuilt -t holdfast:compose-test -f Dockerfile bin/image
-	HOLDFAST_IMAGE=holdfast:compose-test go test -run '^TestCompose$$' -compose -count 1 -timeout 10m -v ./cluster-tests
+	HOLDFAST_IMAGE=holdfast:compose-test go test -run '^TestCompose$$' -count 1 -timeout 10m -v ./cluster-tests -compose
 
 clean: ## what the other targets made
 	rm -rf bin holdfast-dev
