@@ -40,9 +40,31 @@ const (
 	DefaultMinIndexWait = 5 * time.Second
 )
 
+// Node is the member whose state is read; *node.Node is one.
+type Node interface {
+	AskIndex(ctx context.Context, lease bool) (node.Point, error)
+	Await(ctx context.Context, p node.Point) error
+	Probe(ctx context.Context, staleness time.Duration, known bool) (node.Point, error)
+	View() (command.View, error)
+	State() node.State
+	Clock() node.Clock
+	Self() command.Member
+	Learner() bool
+	KnowsLeader() bool
+	LastContact() (since time.Duration, ok bool)
+	CatchUp() command.CatchUp
+	Failure() error
+	Status() command.NodeStatus
+
+	// Passed through.
+	Propose(ctx context.Context, c command.Command) (command.Result, error)
+	Export(ctx context.Context, prefix string, revision uint64, fn func(command.Record) error) error
+	Sites(ctx context.Context) ([]command.Site, uint64, error)
+}
+
 // Replica answers reads on a node. Writes and topology pass through to it.
 type Replica struct {
-	*node.Node
+	Node
 	cfg   Config
 	clock node.Clock
 	state node.State
@@ -60,7 +82,7 @@ type Replica struct {
 }
 
 // New returns the reading side of n. Start begins to probe.
-func New(cfg Config, n *node.Node) *Replica {
+func New(cfg Config, n Node) *Replica {
 	for _, d := range []struct {
 		v       *time.Duration
 		initial time.Duration
