@@ -1,8 +1,10 @@
 package command
 
-// Level is the highest command level this build knows. A leader proposes
-// nothing above the lowest level of all members. It goes up by one whenever a
-// kind of command, or a field that changes what a command does, is added.
+// Level is the highest command level this build knows. It goes up by one
+// whenever a kind of command, or a field that changes what a command does, is
+// added; a leader then proposes nothing above the lowest level of all members.
+// There is one level so far, so nothing is held back yet; a node below the
+// cluster's level is refused.
 const Level = 1
 
 // Limits that are part of the contract with every node. They are judged before

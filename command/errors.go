@@ -63,7 +63,7 @@ var (
 	// While deciding a write.
 
 	// ErrInvalidSession: the session named by acquire does not exist.
-	ErrInvalidSession = sentinel("invalid_session", "invalid session", "create a session first")
+	ErrInvalidSession = sentinel("invalid_session", "invalid session", "no session exists: write without acquire")
 	// ErrInvalidCommand: the entry asks for something no version of the state
 	// machine knows. It is a programming error, never caused by a client.
 	ErrInvalidCommand = sentinel("invalid_command", "invalid command", "report this")
@@ -80,6 +80,10 @@ var (
 	ErrCompacted = sentinel("compacted", "revision has been compacted", "read at a newer revision")
 	// ErrDamaged: a stored record does not match its checksum. It is never served.
 	ErrDamaged = sentinel("damaged", "stored record is damaged", "restore this node from its peers")
+	// ErrBehind: there is a leader, but this node has not applied what the read
+	// needs within the time a request may wait.
+	ErrBehind = sentinel("behind", "node has not caught up with the leader in time",
+		"ask another node, or read with ?stale")
 	// ErrNotReady: this node holds no complete state yet.
 	ErrNotReady = sentinel("not_ready", "node has no complete copy yet", "wait until it has caught up, or ask another node")
 

@@ -49,11 +49,12 @@ type Server struct {
 	Role    Role
 	Voter   bool
 	Leader  bool
-	// State is "leader", "voter", "learner", "catching-up" or "unreachable".
+	// State is "leader", "voter", "learner", "catching-up", "unreachable", or
+	// "unknown" when the answering node is not told by a leader.
 	State string
 	// Applied is the revision the server last reported.
 	Applied uint64
-	Lineage string // hex, at Applied
+	Lineage string // hex, at Applied; empty when it reported nothing
 	Lag     Lag
 	// LastContact is the time since the leader heard from the server, in Go
 	// duration syntax; "never" when it has not.
@@ -95,7 +96,7 @@ type ReplicaStatus struct {
 // CatchUp describes how a member last got level.
 type CatchUp struct {
 	Kind    string // "", "log" or "full"
-	Records uint64
+	Records uint64 // log: entries; full: changes of history
 	Bytes   uint64
 	Seconds float64
 }

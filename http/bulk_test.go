@@ -258,14 +258,14 @@ func startUpload(t testing.TB, s *Server, body string) <-chan string {
 func TestBulkAcknowledgesWithoutGaps(t *testing.T) {
 	h := newHeld()
 	reply := startUpload(t, newTestServer(t, h), records(10_000, ""))
-	first := h.next(t) // what had arrived when nothing was under way
-	var others []heldWrite
-	for range chunksInFlight - 1 {
-		others = append(others, h.next(t))
+	var held []heldWrite // in any order: each is proposed by a goroutine of its own
+	for range chunksInFlight {
+		held = append(held, h.next(t))
 	}
-	slices.SortFunc(others, func(a, b heldWrite) int {
+	slices.SortFunc(held, func(a, b heldWrite) int {
 		return cmp.Or(cmp.Compare(len(a.first), len(b.first)), cmp.Compare(a.first, b.first)) // k9 before k10
 	})
+	first, others := held[0], held[1:]
 	// The second write fails while the third and fourth succeed.
 	others[1].done <- nil
 	others[2].done <- nil

@@ -57,6 +57,7 @@ var table = map[string]row{
 	command.ErrRevisionNotReached.Code: {status: nethttp.StatusGatewayTimeout},
 	command.ErrCompacted.Code:          {status: nethttp.StatusGone},
 	command.ErrDamaged.Code:            {status: nethttp.StatusInternalServerError},
+	command.ErrBehind.Code:             {status: nethttp.StatusInternalServerError},
 	command.ErrNotReady.Code:           {status: nethttp.StatusServiceUnavailable},
 
 	command.ErrWrongCluster.Code:  {status: nethttp.StatusInternalServerError},

@@ -301,7 +301,7 @@ func (x *exchange) readHeaders(info *command.ReadInfo, index uint64) {
 	}
 	h["X-Holdfast-Staleness"] = headUnknown
 	if !info.FreshAsOf.IsZero() {
-		h["X-Holdfast-Fresh-As-Of"] = []string{info.FreshAsOf.UTC().Format(time.RFC3339)}
+		h["X-Holdfast-Fresh-As-Of"] = []string{info.FreshAsOf.UTC().Format(time.RFC3339Nano)}
 	}
 }
 
@@ -328,7 +328,8 @@ func (x *exchange) readOptions() (o command.ReadOptions, err error) {
 		return o, err
 	}
 	stale, consistent := x.q.has(paramStale), x.q.has(paramConsistent)
-	if v := x.q.get(paramMaxStale); v != "" {
+	if x.q.has(paramMaxStale) {
+		v := x.q.get(paramMaxStale)
 		// No answer keeps a bound of zero, and to drop the bound would be worse.
 		if o.MaxStale, err = time.ParseDuration(v); err != nil || o.MaxStale <= 0 {
 			return o, badRequest("Invalid max_stale: " + strconv.Quote(v) + " is not a duration above zero, like 5s")

@@ -46,7 +46,8 @@ func (n *Node) Call(ctx context.Context, from command.Hello, method uint8, req [
 		return n.answerIndex(ctx, method == methodLeaseIndex)
 	case methodProbe:
 		return serve(req, func(r Report) ([]byte, error) {
-			n.reports.record(from.ID, r, n.cfg.Clock.Steady())
+			applied, _ := n.parts.State.Applied()
+			n.reports.record(from.ID, r, n.cfg.Clock.Steady(), applied)
 			return n.answerIndex(ctx, true)
 		})
 	case methodHello:
@@ -113,7 +114,7 @@ func (n *Node) receiveCopy(open func(context.Context) (io.ReadCloser, error)) er
 		return fmt.Errorf("receive a full copy: %w", err)
 	}
 	took := n.cfg.Clock.Steady() - began
-	n.catchUp.Store(&command.CatchUp{Kind: "full", Records: records, Bytes: bytes, Seconds: took.Seconds()})
+	n.CaughtUp(command.CatchUp{Kind: "full", Records: records, Bytes: bytes, Seconds: took.Seconds()})
 	n.log.Info("staged a full copy", "records", records, "bytes", bytes, "took", took)
 	return nil
 }

@@ -486,6 +486,74 @@ func TestANameOfALiveMemberIsRefusedAndOfADeadOneReplaced(t *testing.T) {
 	}
 }
 
+// Two processes with one identity could vote twice in one term.
+func TestACopyOfALiveMembersDirectoryIsRefused(t *testing.T) {
+	c := newCluster(t, nil)
+	f := c.followers()[0]
+	f.stop()
+	clone := c.prepare("clone", "home", command.RoleVoter, nil)
+	delete(c.members, "clone")
+	clone.name, clone.cfg.Self = f.name, f.cfg.Self
+	clone.cfg.Self.RaftAddr = clone.addr
+	if err := os.CopyFS(clone.dir, os.DirFS(f.dir)); err != nil {
+		t.Fatal(err)
+	}
+	f.start()
+	c.leader().mustPut("a", "1")
+	c.level()
+	clone.start()
+	select {
+	case err := <-clone.n.Load().Fatal():
+		if !errors.Is(err, command.ErrNameInUse) {
+			t.Errorf("refused with %v", err)
+		}
+	case <-time.After(patience):
+		t.Error("never refused")
+	}
+	clone.stop()
+
+	// With the original gone, it is the member at its new address.
+	f.stop()
+	delete(c.members, f.name)
+	c.members[f.name] = clone
+	clone.start()
+	c.leader().mustPut("a", "2")
+	c.level()
+}
+
+func TestAMemberBelowTheClustersCommandLevelIsRefused(t *testing.T) {
+	c := newCluster(t, nil)
+	m := c.prepare("e1", "east", command.RoleLearner, nil)
+	m.cfg.Self.Level = command.Level - 1
+	m.start()
+	select {
+	case err := <-m.n.Load().Fatal():
+		if !errors.Is(err, command.ErrCommandLevel) {
+			t.Errorf("refused with %v", err)
+		}
+	case <-time.After(patience):
+		t.Error("never refused")
+	}
+	m.stop()
+	delete(c.members, "e1")
+}
+
+func TestANodeStartedForAnotherDatacenterIsRefused(t *testing.T) {
+	c := newCluster(t, nil)
+	m := c.prepare("e1", "east", command.RoleLearner, func(cfg *node.Config) { cfg.Datacenter = "other" })
+	m.start()
+	select {
+	case err := <-m.n.Load().Fatal():
+		if !errors.Is(err, command.ErrWrongCluster) {
+			t.Errorf("refused with %v", err)
+		}
+	case <-time.After(patience):
+		t.Error("never refused")
+	}
+	m.stop()
+	delete(c.members, "e1")
+}
+
 func TestANewVoterLearnsFirstAndThenVotes(t *testing.T) {
 	c := newCluster(t, nil)
 	for i := range 50 {

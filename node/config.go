@@ -57,11 +57,13 @@ type Config struct {
 
 	Clock Clock
 	Log   hclog.Logger
+	// RaftLog takes what the library says; Log named "raft" when nil.
+	RaftLog hclog.Logger
 }
 
 // Defaults for Config.
 const (
-	DefaultHeartbeat      = 200 * time.Millisecond
+	DefaultHeartbeat      = 250 * time.Millisecond
 	DefaultCommitInterval = 20 * time.Millisecond
 	DefaultWait           = 7 * time.Second
 	DefaultLease          = 100 * time.Millisecond
@@ -92,6 +94,9 @@ func (c *Config) validate() error {
 	}
 	if c.Log == nil {
 		c.Log = hclog.NewNullLogger()
+	}
+	if c.RaftLog == nil {
+		c.RaftLog = c.Log.Named("raft")
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -36,7 +37,8 @@ type promise struct {
 // join asks the leader to add a member, or to update what the members table
 // says of it.
 type join struct {
-	Member command.Member `json:"member"`
+	Member     command.Member `json:"member"`
+	Datacenter string         `json:"datacenter"`
 	// Check only asks whether the member would be let in.
 	Check bool `json:"check"`
 	// Hops counts the nodes the request passed; a non-leader passes it on once.
@@ -93,7 +95,7 @@ func Preflight(ctx context.Context, cfg Config, clusterID string, t Transport) e
 	me := candidate{Member: cfg.Self, ClusterID: clusterID, Expect: cfg.BootstrapExpect}
 	verdicts := make(chan error, len(cfg.Join))
 	for _, addr := range cfg.Join {
-		go func() { verdicts <- preflightOne(ctx, t, addr, me) }()
+		go func() { verdicts <- preflightOne(ctx, t, addr, cfg.Datacenter, me) }()
 	}
 	for range cfg.Join {
 		if err := <-verdicts; err != nil && permanent(err) {
@@ -103,7 +105,7 @@ func Preflight(ctx context.Context, cfg Config, clusterID string, t Transport) e
 	return nil
 }
 
-func preflightOne(ctx context.Context, t Transport, addr string, me candidate) error {
+func preflightOne(ctx context.Context, t Transport, addr, datacenter string, me candidate) error {
 	if addr == me.Member.RaftAddr {
 		return nil
 	}
@@ -117,7 +119,7 @@ func preflightOne(ctx context.Context, t Transport, addr string, me candidate) e
 	if they.ClusterID == "" {
 		return nil
 	}
-	_, err = ask[joined](ctx, t, addr, methodJoin, join{Member: me.Member, Check: true})
+	_, err = ask[joined](ctx, t, addr, methodJoin, join{Member: me.Member, Datacenter: datacenter, Check: true})
 	return err
 }
 
@@ -126,6 +128,7 @@ func preflightOne(ctx context.Context, t Transport, addr string, me candidate) e
 // node ends.
 func (n *Node) membership() {
 	pause := 50 * time.Millisecond
+	told := ""
 	for {
 		done, err := n.enter()
 		switch {
@@ -133,7 +136,10 @@ func (n *Node) membership() {
 			n.Fail(err, true)
 			return
 		case err != nil:
-			n.log.Debug("not a member yet", "error", err)
+			if text := err.Error(); text != told {
+				n.log.Info("not a member yet", "because", text)
+				told = text
+			}
 			pause = min(2*pause, time.Second)
 		case done:
 			pause = 2 * time.Second
@@ -199,7 +205,7 @@ func (n *Node) known() bool {
 // announce sends the member's entry to the leader, by the way the node knows
 // it or by the addresses of Config.Join.
 func (n *Node) announce(ctx context.Context) error {
-	req, err := encode(join{Member: n.cfg.Self})
+	req, err := encode(join{Member: n.cfg.Self, Datacenter: n.cfg.Datacenter})
 	if err != nil {
 		return err
 	}
@@ -212,7 +218,7 @@ func (n *Node) announce(ctx context.Context) error {
 		if addr == n.cfg.Self.RaftAddr {
 			continue
 		}
-		if _, err = ask[joined](ctx, n.parts.Transport, addr, methodJoin, join{Member: n.cfg.Self}); err == nil || permanent(err) {
+		if _, err = ask[joined](ctx, n.parts.Transport, addr, methodJoin, join{Member: n.cfg.Self, Datacenter: n.cfg.Datacenter}); err == nil || permanent(err) {
 			return err
 		}
 	}
@@ -283,14 +289,17 @@ func (n *Node) meet(ctx context.Context) error {
 
 // joinAt enters the cluster that the node at addr belongs to.
 func (n *Node) joinAt(ctx context.Context, addr string) error {
-	answer, err := ask[joined](ctx, n.parts.Transport, addr, methodJoin, join{Member: n.cfg.Self})
+	answer, err := ask[joined](ctx, n.parts.Transport, addr, methodJoin, join{Member: n.cfg.Self, Datacenter: n.cfg.Datacenter})
 	if err != nil {
 		return err
 	}
+	cluster, _ := n.parts.Identity.Cluster()
 	if err := n.parts.Identity.SetCluster(answer.ClusterID, answer.Epoch); err != nil {
 		return err
 	}
-	n.log.Info("joined the cluster", "cluster", answer.ClusterID)
+	if cluster == "" {
+		n.log.Info("joined the cluster", "cluster", answer.ClusterID)
+	}
 	return nil
 }
 
@@ -407,7 +416,7 @@ func (n *Node) handleJoin(ctx context.Context, j join) (joined, error) {
 	if cluster.ID == "" {
 		return joined{}, command.ErrNoLeader.With("the cluster is only just being formed")
 	}
-	former, err := n.admit(ctx, j.Member, cluster, members)
+	former, err := n.admit(ctx, j.Member, j.Datacenter, cluster, members)
 	if err != nil {
 		return joined{}, err
 	}
@@ -420,19 +429,27 @@ func (n *Node) handleJoin(ctx context.Context, j join) (joined, error) {
 
 // admit decides whether m may be a member. former is the dead member of the
 // same name that m replaces, empty if there is none.
-func (n *Node) admit(ctx context.Context, m command.Member, cluster command.Cluster, members []command.Member) (former string, err error) {
+func (n *Node) admit(ctx context.Context, m command.Member, datacenter string, cluster command.Cluster, members []command.Member) (former string, err error) {
+	if datacenter != cluster.Datacenter {
+		return "", command.ErrWrongCluster.With("its datacenter is %s, %s was started for %s", cluster.Datacenter, m.Name, datacenter)
+	}
 	if m.Role == command.RoleVoter && m.Site != cluster.HomeSite {
 		return "", command.ErrNotHome.With("%s is at site %s, home is %s", m.Name, m.Site, cluster.HomeSite)
 	}
-	lowest := m.Level
+	lowest := uint32(math.MaxUint32)
 	for _, old := range members {
-		lowest = min(lowest, old.Level)
+		if old.ID != m.ID {
+			lowest = min(lowest, old.Level)
+		}
 	}
-	if m.Level < lowest {
+	if len(members) > 0 && m.Level < lowest {
 		return "", command.ErrCommandLevel.With("%s knows level %d, the cluster is at %d", m.Name, m.Level, lowest)
 	}
 	for _, old := range members {
-		if old.Name != m.Name || old.ID == m.ID {
+		// The same identity at the same address is the member itself. At another
+		// address it has moved, or its data directory was copied: two processes
+		// with one identity could vote twice, so the old one must be gone.
+		if old.Name != m.Name || old.ID == m.ID && old.RaftAddr == m.RaftAddr {
 			continue
 		}
 		short, cancel := context.WithTimeout(ctx, time.Second)
@@ -441,7 +458,9 @@ func (n *Node) admit(ctx context.Context, m command.Member, cluster command.Clus
 		if old.ID == n.id || err == nil {
 			return "", command.ErrNameInUse.With("%s runs at %s", old.Name, old.RaftAddr)
 		}
-		former = old.ID
+		if old.ID != m.ID {
+			former = old.ID
+		}
 	}
 	return former, nil
 }

@@ -210,7 +210,7 @@ func (n *Node) startRaft() error {
 	rc.NoSnapshotRestoreOnStart = true // the state file is the snapshot
 	rc.ShutdownOnRemove = false
 	rc.NoLegacyTelemetry = true
-	rc.Logger = n.log.Named("raft")
+	rc.Logger = n.cfg.RaftLog
 	r, err := raft.NewRaft(rc, n.parts.FSM, n.parts.Log, n.parts.Stable, n.parts.Snapshots, n.parts.Transport)
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
@@ -417,6 +417,9 @@ func (n *Node) Self() command.Member { return n.cfg.Self }
 // State is the node's store.
 func (n *Node) State() State { return n.parts.State }
 
+// CaughtUp records how this node got level.
+func (n *Node) CaughtUp(c command.CatchUp) { n.catchUp.Store(&c) }
+
 // CatchUp is how this node last got level.
 func (n *Node) CatchUp() command.CatchUp {
 	if c := n.catchUp.Load(); c != nil {
@@ -450,15 +453,15 @@ func (n *Node) report(staleness time.Duration, known bool) Report {
 	return r
 }
 
-// LastContact is the time since a leader was heard; 0 on the leader, and ok is
-// false when there never was one.
+// LastContact is the time since a leader was heard; 0 on the leader. When there
+// never was one it is the time since the start, and ok is false.
 func (n *Node) LastContact() (since time.Duration, ok bool) {
 	if n.raft.State() == raft.Leader {
 		return 0, true
 	}
 	at := n.raft.LastContact()
 	if at.IsZero() {
-		return 0, false
+		return time.Since(n.began), false
 	}
 	return time.Since(at), true
 }
@@ -539,14 +542,13 @@ func (n *Node) Sites(ctx context.Context) ([]command.Site, uint64, error) {
 			}
 		}
 	}
-	return n.sites(func(command.Member, *command.Server) {})
+	return n.sites(func(_ command.Member, s *command.Server) { s.State = "unknown" })
 }
 
 func (n *Node) leaderSites() ([]command.Site, uint64, error) {
 	if n.raft.State() != raft.Leader {
 		return nil, 0, command.ErrNotLeader
 	}
-	applied, _ := n.parts.State.Applied()
 	now := n.cfg.Clock.Steady()
 	return n.sites(func(m command.Member, s *command.Server) {
 		r, ok := n.reports.full(m.ID)
@@ -557,8 +559,8 @@ func (n *Node) leaderSites() ([]command.Site, uint64, error) {
 		since := now - r.at
 		s.Applied, s.Lineage = r.Revision, hex.EncodeToString(r.Lineage[:])
 		s.LastContact = since.Round(time.Millisecond).String()
-		if applied > r.Applied {
-			s.Lag.Entries = applied - r.Applied
+		if r.leader > r.Applied {
+			s.Lag.Entries = r.leader - r.Applied
 			s.Lag.Bytes = s.Lag.Entries * n.parts.Logs.EntryBytes()
 		}
 		if r.StalenessMS >= 0 {

@@ -26,19 +26,22 @@ type reports struct {
 type reported struct {
 	Report
 	at time.Duration // steady clock
+	// leader is what the leader itself had applied then: lag compares the two
+	// at one moment.
+	leader uint64
 	// perSecond is how many entries the member came closer to the leader's
 	// applied index per second between its last two reports.
 	perSecond float64
 }
 
-func (r *reports) record(id string, rep Report, at time.Duration) {
+func (r *reports) record(id string, rep Report, at time.Duration, leader uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.byID == nil {
 		r.byID = map[string]reported{}
 	}
 	old, known := r.byID[id]
-	now := reported{Report: rep, at: at}
+	now := reported{Report: rep, at: at, leader: leader}
 	if dt := (at - old.at).Seconds(); known && dt > 0 && rep.Applied >= old.Applied {
 		now.perSecond = float64(rep.Applied-old.Applied) / dt
 	}

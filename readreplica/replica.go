@@ -53,6 +53,7 @@ type Node interface {
 	KnowsLeader() bool
 	LastContact() (since time.Duration, ok bool)
 	CatchUp() command.CatchUp
+	CaughtUp(command.CatchUp)
 	Failure() error
 	Status() command.NodeStatus
 
@@ -74,6 +75,7 @@ type Replica struct {
 	failed      atomic.Uint64 // consecutive failed probes
 	lastSuccess atomic.Int64  // steady clock, 0 for never
 	waiting     atomic.Int64  // probe answers whose index is not applied yet
+	returning   atomic.Bool   // the first answer after an absence is not applied yet
 
 	stop  chan struct{}
 	ctx   context.Context
@@ -150,7 +152,11 @@ func (r *Replica) probeOnce() {
 		return
 	}
 	r.failed.Store(0)
-	r.lastSuccess.Store(int64(r.clock.Steady()))
+	began := r.clock.Steady()
+	r.lastSuccess.Store(int64(began))
+	away := !known || age(t, r.clock) > r.cfg.ContactLimit
+	first := away && r.returning.CompareAndSwap(false, true)
+	had, before := r.appliedIndex(), r.CatchUp()
 	r.waiting.Add(1)
 	r.loops.Add(1)
 	go func() {
@@ -158,8 +164,20 @@ func (r *Replica) probeOnce() {
 		defer r.waiting.Add(-1)
 		if r.Await(r.ctx, p) == nil {
 			r.prove(p.AsOf)
+			// A full copy has recorded itself.
+			if first && p.Index > had && r.CatchUp() == before {
+				r.CaughtUp(command.CatchUp{Kind: "log", Records: p.Index - had, Seconds: (r.clock.Steady() - began).Seconds()})
+			}
+		}
+		if first {
+			r.returning.Store(false)
 		}
 	}()
+}
+
+func (r *Replica) appliedIndex() uint64 {
+	index, _ := r.state.Applied()
+	return index
 }
 
 // prove records a certificate, also for the next start of the process.
@@ -186,7 +204,7 @@ func (r *Replica) Read(ctx context.Context, o command.ReadOptions, fn func(comma
 	for {
 		asOf, known, err := r.gate(ctx, o, fresh)
 		if err != nil {
-			return r.info(node.Instant{}, false), err
+			return r.info(asOf, known), err
 		}
 		revision, err := r.evaluate(fn)
 		if err != nil {
@@ -216,8 +234,11 @@ func (r *Replica) gate(ctx context.Context, o command.ReadOptions, fresh bool) (
 		mode = command.ReadStale
 	}
 	if mode != command.ReadStale {
-		asOf, err = r.settle(ctx, mode == command.ReadDefault)
-		return asOf, true, err
+		if asOf, err = r.settle(ctx, mode == command.ReadDefault); err == nil {
+			return asOf, true, nil
+		}
+		asOf, known = r.cert.get()
+		return asOf, known, err
 	}
 	asOf, known = r.cert.get()
 	switch {
@@ -257,7 +278,7 @@ func (r *Replica) settle(ctx context.Context, lease bool) (node.Instant, error) 
 	defer cancel()
 	if err := r.Await(short, p); err != nil {
 		if ctx.Err() == nil && short.Err() != nil {
-			err = command.ErrNoLeader.With("this node has not caught up with the leader in time")
+			err = command.ErrBehind
 		}
 		return node.Instant{}, err
 	}

@@ -21,6 +21,7 @@ type fakeNode struct {
 	asks      atomic.Int64
 	clock     fakeClock
 	state     fakeState
+	caughtUp  command.CatchUp
 
 	mu      sync.Mutex
 	applied chan struct{} // guarded by mu; Await returns once it is closed
@@ -40,6 +41,7 @@ type fakeState struct {
 	mu        sync.Mutex
 	certified time.Time // guarded by mu
 	revision  atomic.Uint64
+	applied   atomic.Uint64
 }
 
 func (s *fakeState) Certify(t time.Time) {
@@ -54,7 +56,8 @@ func (s *fakeState) LastCertified() time.Time {
 	return s.certified
 }
 
-func (s *fakeState) Revision() uint64 { return s.revision.Load() }
+func (s *fakeState) Revision() uint64          { return s.revision.Load() }
+func (s *fakeState) Applied() (uint64, uint64) { return s.applied.Load(), 1 }
 
 func (s *fakeState) WaitRevision(ctx context.Context, r uint64) error {
 	for s.revision.Load() < r {
@@ -107,7 +110,7 @@ func (n *fakeNode) ask() (node.Point, error) {
 	if !n.reachable.Load() {
 		return node.Point{}, command.ErrNoLeader
 	}
-	return node.Point{Index: 1, AsOf: node.Now(&n.clock)}, nil
+	return node.Point{Index: 100, AsOf: node.Now(&n.clock)}, nil
 }
 
 func (n *fakeNode) AskIndex(context.Context, bool) (node.Point, error) { return n.ask() }
@@ -132,7 +135,8 @@ func (n *fakeNode) Self() command.Member               { return command.Member{N
 func (n *fakeNode) Learner() bool                      { return n.learner }
 func (n *fakeNode) KnowsLeader() bool                  { return n.reachable.Load() }
 func (n *fakeNode) LastContact() (time.Duration, bool) { return 0, true }
-func (n *fakeNode) CatchUp() command.CatchUp           { return command.CatchUp{} }
+func (n *fakeNode) CatchUp() command.CatchUp           { return n.caughtUp }
+func (n *fakeNode) CaughtUp(c command.CatchUp)         { n.caughtUp = c }
 func (n *fakeNode) Failure() error                     { return nil }
 func (n *fakeNode) Status() command.NodeStatus         { return command.NodeStatus{State: "Learner"} }
 
@@ -313,6 +317,29 @@ func TestErrorsOfTheEvaluationComeBackUnchanged(t *testing.T) {
 		want := errors.New("mine")
 		if _, err := r.Read(t.Context(), stale, func(command.View) error { return want }); err != want {
 			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestTheReturnAfterAnAbsenceIsRecordedAsACatchUpByLog(t *testing.T) {
+	started(t, true, func(t *testing.T, n *fakeNode, r *Replica) {
+		n.caughtUp = command.CatchUp{}
+		n.reachable.Store(false)
+		n.state.applied.Store(40)
+		time.Sleep(time.Minute)
+		n.behind()
+		n.reachable.Store(true)
+		time.Sleep(2 * time.Second)
+		n.level()
+		synctest.Wait()
+		got := r.ReplicaStatus().LastCatchUp
+		if got.Kind != "log" || got.Records != 60 || got.Seconds < 1 || got.Seconds > 2 {
+			t.Errorf("60 entries in some 2 s after a minute away: %+v", got)
+		}
+		n.state.applied.Store(90)
+		time.Sleep(time.Minute)
+		if again := r.ReplicaStatus().LastCatchUp; again != got {
+			t.Errorf("an ordinary write was recorded as %+v", again)
 		}
 	})
 }

@@ -203,10 +203,12 @@ func (f agentFlags) check() (agentConfig, error) {
 		return c, err
 	}
 	switch {
-	case c.BootstrapExpect < 0 || c.BootstrapExpect > 7:
+	case c.BootstrapExpect != 0 && c.BootstrapExpect != 1 && c.BootstrapExpect != 3 && c.BootstrapExpect != 5:
 		return c, refuse("give 1, 3 or 5", "--bootstrap-expect %d is not a number of voters", c.BootstrapExpect)
 	case c.BootstrapExpect > 0 && c.Role != command.RoleVoter:
 		return c, refuse("drop it, or start the node with --home --role voter", "%s is a learner and cannot form a cluster with --bootstrap-expect", c.Node)
+	case c.BootstrapExpect == 1 && len(c.Join) > 0:
+		return c, refuse("drop --join to form a cluster of one, or --bootstrap-expect to join one", "%s would join a cluster and form one of its own", c.Node)
 	case c.BootstrapExpect > 1 && len(c.Join) == 0:
 		return c, refuse("give the addresses of the other voters with --join", "%s cannot find the other %d voters of --bootstrap-expect", c.Node, c.BootstrapExpect-1)
 	}

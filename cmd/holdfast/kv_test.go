@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -435,5 +436,25 @@ func TestSitesAndStatusAreTablesForPeopleAndJSONForPrograms(t *testing.T) {
 	cli(t, "", "status", "--ready").refusal(t, "node has no complete copy yet; wait")
 	if r := cli(t, "", "status"); !strings.Contains(r.out, "no: node has no complete copy yet") {
 		t.Errorf("%+v", r)
+	}
+}
+
+// A variable that was left behind must not turn one delete into many.
+func TestWhatOneRequestDoesIsNotTakenFromTheEnvironment(t *testing.T) {
+	var asked string
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = r.URL.RequestURI()
+		_, _ = w.Write([]byte("true"))
+	}))
+	defer s.Close()
+	t.Setenv("HOLDFAST_HTTP_ADDR", s.Listener.Addr().String())
+	t.Setenv("HOLDFAST_RECURSE", "true")
+	t.Setenv("HOLDFAST_CAS", "7")
+	var out, errs bytes.Buffer
+	if status := execute(t.Context(), []string{"kv", "delete", "w/"}, strings.NewReader(""), &out, &errs, nil); status != 0 {
+		t.Fatalf("status %d: %s", status, errs.String())
+	}
+	if asked != "/v1/kv/w/" {
+		t.Errorf("asked %s", asked)
 	}
 }

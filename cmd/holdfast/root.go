@@ -17,8 +17,9 @@ func newRoot(run runner) *cobra.Command {
 and remote sites. Voters at home take the writes; learners at remote sites hold
 a full copy and go on serving it when the link to home is cut.
 
-Every flag can also be given in the environment: --http-addr as
-HOLDFAST_HTTP_ADDR, --data-dir as HOLDFAST_DATA_DIR, and so on.`,
+Flags that say how to reach a node, and those of agent and dev, can also be
+given in the environment: --http-addr as HOLDFAST_HTTP_ADDR, --data-dir as
+HOLDFAST_DATA_DIR, and so on.`,
 		SilenceErrors:      true,
 		SilenceUsage:       true,
 		DisableSuggestions: true,

@@ -34,7 +34,7 @@ const (
 // refuses it for good, and takes it apart again. Until the cluster has been
 // asked, it only looks: a node that may not start leaves no trace on disk.
 func runAgent(ctx context.Context, cfg agentConfig) (err error) {
-	log := hclog.New(&hclog.LoggerOptions{Name: cfg.Node, Level: cfg.LogLevel, JSONFormat: cfg.LogJSON, Output: os.Stderr})
+	log := newLogger(cfg, "")
 	a := &presence{incarnation: rand.Text()}
 
 	// Look at the data directory, and take the ports.
@@ -71,7 +71,7 @@ func runAgent(ctx context.Context, cfg agentConfig) (err error) {
 	// Ask the cluster, if it is there, whether it would have this node.
 	nodeConfig := node.Config{
 		Self: self, Home: cfg.Home, BootstrapExpect: cfg.BootstrapExpect, Join: cfg.Join, Datacenter: cfg.Datacenter,
-		Heartbeat: time.Duration(cfg.RaftMultiplier) * node.DefaultHeartbeat, Log: log,
+		Heartbeat: time.Duration(cfg.RaftMultiplier) * node.DefaultHeartbeat, Log: log, RaftLog: newLogger(cfg, "raft"),
 	}
 	if err := node.Preflight(ctx, nodeConfig, a.identity.ClusterID, tr); err != nil {
 		return err
@@ -115,7 +115,7 @@ func runAgent(ctx context.Context, cfg agentConfig) (err error) {
 	replica := readreplica.New(readreplica.Config{Log: log.Named("replica")}, n)
 	api := http.New(http.Config{
 		Datacenter: cfg.Datacenter, Version: cfg.Version, MaxValue: int64(cfg.MaxValue),
-		OpenAPI: docs.OpenAPI, Metrics: storeMetrics(state, logs), Log: log.Named("http"),
+		OpenAPI: docs.OpenAPI, Metrics: storeMetrics(dir.Path(), state, logs), Log: log.Named("http"),
 	}, replica)
 
 	// Serve: peers first, then the reading side, then clients.
@@ -276,6 +276,17 @@ func stateProblem(dir string, err error) error {
 		return refuse("move the data directory away and let the node join anew", "state in %s is damaged: %w", dir, err)
 	}
 	return fmt.Errorf("open the state: %w", err)
+}
+
+// newLogger returns the node's logger, or that of the Raft library, which says
+// for every heartbeat what the transport says once: that a peer is away.
+func newLogger(cfg agentConfig, part string) hclog.Logger {
+	o := &hclog.LoggerOptions{Name: cfg.Node, Level: cfg.LogLevel, JSONFormat: cfg.LogJSON, Output: os.Stderr}
+	if part != "" {
+		o.Name += "." + part
+		o.Exclude = hclog.ExcludeByPrefix("failed to heartbeat to").Exclude
+	}
+	return hclog.New(o)
 }
 
 // closeInto closes c and keeps its error if there is none yet.

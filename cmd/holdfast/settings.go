@@ -21,7 +21,15 @@ func envName(flag string) string {
 
 // isSetting reports whether a flag can also come from the environment or the
 // file.
-func isSetting(f *pflag.Flag) bool { return f.Name != "help" && f.Name != "config" }
+//
+// What a single request does (recurse, cas, ...) cannot: a variable that was
+// left behind must not turn one delete into many.
+func isSetting(cmd *cobra.Command, f *pflag.Flag) bool {
+	if f.Name == "help" || f.Name == "config" {
+		return false
+	}
+	return cmd.Name() == "agent" || cmd.Name() == "dev" || cmd.Root().Flags().Lookup(f.Name) != nil
+}
 
 // applySettings gives each flag that is not on the command line its value from
 // the environment, else from the file that --config names, where the command
@@ -47,7 +55,7 @@ func applySettings(cmd *cobra.Command) error {
 	}
 	var first error
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		if first != nil || f.Changed || !isSetting(f) {
+		if first != nil || f.Changed || !isSetting(cmd, f) {
 			return
 		}
 		switch {
@@ -75,14 +83,14 @@ func readConfig(cmd *cobra.Command, file *viper.Viper, path string) error {
 	}
 	var known []string
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		if isSetting(f) && !f.Hidden {
+		if isSetting(cmd, f) && !f.Hidden {
 			known = append(known, f.Name)
 		}
 	})
 	keys := file.AllKeys()
 	slices.Sort(keys)
 	for _, key := range keys {
-		if f := cmd.Flags().Lookup(key); f == nil || !isSetting(f) {
+		if f := cmd.Flags().Lookup(key); f == nil || !isSetting(cmd, f) {
 			return refuse(didYouMean(key, known, "", cmd.CommandPath()+" --help lists the flags, and each is a key"),
 				"configuration file %s has an unknown key %q", path, key)
 		}

@@ -45,7 +45,7 @@ func siteRows(sites []command.Site) [][]string {
 		}
 		for _, s := range site.Servers {
 			rows = append(rows, []string{
-				name, s.Name, string(s.Role), s.State, fmt.Sprint(s.Applied), short(s.Lineage), lag(s.Lag), s.LastContact, s.HTTP, s.Address, s.Version,
+				name, s.Name, string(s.Role), s.State, revision(s), short(s.Lineage), lag(s), s.LastContact, s.HTTP, s.Address, s.Version,
 			})
 		}
 	}
@@ -55,8 +55,20 @@ func siteRows(sites []command.Site) [][]string {
 // short is the beginning of a lineage: enough to see that two differ.
 func short(lineage string) string { return lineage[:min(12, len(lineage))] }
 
+// revision is what a server has applied, as far as anybody told.
+func revision(s command.Server) string {
+	if s.LastContact == "never" {
+		return "unknown"
+	}
+	return fmt.Sprint(s.Applied)
+}
+
 // lag says how far a copy is behind.
-func lag(l command.Lag) string {
+func lag(s command.Server) string {
+	l := s.Lag
+	if s.LastContact == "never" {
+		return "unknown"
+	}
 	if l.Entries == 0 && l.Bytes == 0 {
 		return "none"
 	}
@@ -64,11 +76,11 @@ func lag(l command.Lag) string {
 	if l.Entries != 1 {
 		entries = count(l.Entries) + " entries"
 	}
-	s := fmt.Sprintf("%s, %s, %s", entries, size(l.Bytes), span(seconds(l.Seconds)))
+	text := fmt.Sprintf("%s, %s, %s", entries, size(l.Bytes), span(seconds(l.Seconds)))
 	if l.ETA > 0 {
-		s += ", level in " + span(seconds(l.ETA))
+		text += ", level in " + span(seconds(l.ETA))
 	}
-	return s
+	return text
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
