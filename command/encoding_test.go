@@ -92,8 +92,10 @@ func TestErrorsKeepTheirIdentityOverTheWire(t *testing.T) {
 			}
 		}
 	}
-	if got := DecodeError(EncodeError(errors.New("plain"))); got.Error() != "plain" {
-		t.Errorf("a plain error comes back as %q", got)
+	for _, b := range [][]byte{EncodeError(errors.New("plain")), []byte(`{"code":"of the future"}`), []byte("garbage")} {
+		if got := DecodeError(b); !errors.Is(got, ErrPeer) {
+			t.Errorf("%s is taken for an error of this side: %v", b, got)
+		}
 	}
 }
 

@@ -57,6 +57,9 @@ var (
 	// after the write was handed over. It may have happened or not.
 	ErrOutcomeUnknown = sentinel("outcome_unknown", "leadership lost while committing; the write may or may not have happened",
 		"read the key before you repeat the write")
+	// ErrPeer: another node was asked and failed in a way that has no name, or
+	// none this build knows. Whatever was asked may have happened.
+	ErrPeer = sentinel("peer_failed", "another node failed to answer", "see the log of the leader")
 	// ErrStopping: the node is shutting down. Nothing was proposed.
 	ErrStopping = sentinel("stopping", "node is stopping", "ask another node")
 
@@ -152,12 +155,13 @@ func EncodeError(err error) []byte {
 	return b
 }
 
-// DecodeError is the inverse of EncodeError. A code this build does not know
-// becomes a plain error that names it.
+// DecodeError is the inverse of EncodeError. An error without a code, or with
+// one this build does not know, becomes ErrPeer with its text: it came from the
+// other side, so it must not be mistaken for a request that never left.
 func DecodeError(b []byte) error {
 	var w wireError
 	if err := json.Unmarshal(b, &w); err != nil {
-		return fmt.Errorf("decode error of peer: %w", err)
+		return ErrPeer.With("its error cannot be read: %v", err)
 	}
 	if s, ok := sentinels[w.Code]; ok {
 		if w.Detail == "" {
@@ -166,7 +170,7 @@ func DecodeError(b []byte) error {
 		return s.With("%s", w.Detail)
 	}
 	if w.Code != "" {
-		return fmt.Errorf("%s: %s", w.Code, w.Detail)
+		return ErrPeer.With("%s: %s", w.Code, w.Detail)
 	}
-	return errors.New(w.Detail)
+	return ErrPeer.With("%s", w.Detail)
 }

@@ -266,6 +266,9 @@ func (up *upload) run(unread *error) error {
 				return err
 			}
 		case <-up.x.s.stopping.Done():
+			if len(up.flight) > 0 {
+				return command.ErrOutcomeUnknown.With("node is stopping")
+			}
 			return command.ErrStopping
 		case <-gone:
 			up.cancel()

@@ -48,6 +48,7 @@ var table = map[string]row{
 	command.ErrNotLeader.Code:      {status: nethttp.StatusInternalServerError},
 	command.ErrOutcomeUnknown.Code: {status: nethttp.StatusInternalServerError},
 	command.ErrStopping.Code:       {status: nethttp.StatusInternalServerError},
+	command.ErrPeer.Code:           {status: nethttp.StatusInternalServerError},
 
 	command.ErrInvalidSession.Code: {status: nethttp.StatusInternalServerError},
 	command.ErrInvalidCommand.Code: {status: nethttp.StatusInternalServerError},

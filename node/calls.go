@@ -21,7 +21,7 @@ const (
 	methodHello      uint8 = 6 // candidate -> candidate
 	methodPromise    uint8 = 7 // promise -> nothing
 	methodJoin       uint8 = 8 // join -> joined; sent on to the leader
-	methodPing       uint8 = 9 // nothing -> nothing
+	methodPing       uint8 = 9 // nothing -> pong
 	methodSites      uint8 = 10
 	methodFetch      uint8 = 11 // fetch a copy from the caller; answers when it is staged
 )
@@ -35,6 +35,18 @@ func (n *Node) Call(ctx context.Context, from command.Hello, method uint8, req [
 	}
 	switch method {
 	case methodPropose:
+		// Looked at before it can reach the log: what cannot be applied would
+		// stop every replica, at every start.
+		c, rest, err := command.Decode(req)
+		if err == nil && len(rest) > 0 {
+			err = fmt.Errorf("%d bytes too many", len(rest))
+		}
+		if err != nil {
+			return nil, command.ErrInvalidCommand.With("%v", err)
+		}
+		if err := command.Validate(c); err != nil {
+			return nil, err
+		}
 		res, err := n.group.submit(ctx, req)
 		if err != nil {
 			return nil, err
@@ -63,7 +75,7 @@ func (n *Node) Call(ctx context.Context, from command.Hello, method uint8, req [
 			return encode(answer)
 		})
 	case methodPing:
-		return nil, nil
+		return encode(pong{ID: n.id, Incarnation: n.cfg.Incarnation})
 	case methodSites:
 		sites, revision, err := n.leaderSites()
 		if err != nil {
@@ -86,7 +98,13 @@ func (n *Node) Copy(ctx context.Context, _ command.Hello, _ []byte, w io.Writer)
 // when it is complete and verified there. The transport runs it before a
 // snapshot goes out: what Raft then sends is only a descriptor, so that its
 // main loop on the receiver is held for the moment of the swap and no longer.
+//
+// Until it returns no log is dropped: what follows the copy must still be there,
+// or the receiver would need another copy, without end.
 func (n *Node) OfferCopy(ctx context.Context, to string) error {
+	n.offers.Add(1)
+	defer n.offers.Add(-1) // housekeeping sets the budget back
+	n.setLogBudget()
 	_, err := n.parts.Transport.Call(ctx, to, methodFetch, nil)
 	return err
 }
@@ -94,9 +112,10 @@ func (n *Node) OfferCopy(ctx context.Context, to string) error {
 // fetchCopy stages a full copy taken from a member. Requests that come while
 // one is under way share the next, since a repeated offer follows a broken one.
 func (n *Node) fetchCopy(ctx context.Context, from string) error {
+	n.fetchFrom.Store(from)
 	_, err := n.fetches.do(ctx, func() (struct{}, error) {
 		return struct{}{}, n.receiveCopy(func(ctx context.Context) (io.ReadCloser, error) {
-			return n.parts.Transport.FetchCopy(ctx, from, nil)
+			return n.parts.Transport.FetchCopy(ctx, n.fetchFrom.Load().(string), nil)
 		})
 	})
 	return err

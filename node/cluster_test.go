@@ -47,6 +47,10 @@ type member struct {
 	n        atomic.Pointer[node.Node]
 	replica  *readreplica.Replica
 	running  bool
+	// What tests put between the node and its parts, and how often it probes.
+	wrapFSM       func(node.FSM) node.FSM
+	wrapTransport func(node.Transport) node.Transport
+	probe         time.Duration
 }
 
 type cluster struct {
@@ -187,21 +191,30 @@ func (m *member) tryStart(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	failed := make(chan error, 2)
 	cfg := m.cfg
 	cfg.Log = log
 	if m.edit != nil {
 		m.edit(&cfg)
 	}
-	failed := make(chan error, 2)
+	machine := node.FSM(fsm.New(m.state, func(err error) { failed <- err }))
+	if m.wrapFSM != nil {
+		machine = m.wrapFSM(machine)
+	}
+	wire := node.Transport(m.tr)
+	if m.wrapTransport != nil {
+		wire = m.wrapTransport(wire)
+	}
+	cfg.Incarnation = fmt.Sprintf("%p", m.logs)
 	n, err := node.New(ctx, cfg, node.Parts{
-		State: stateParts{m.state}, FSM: fsm.New(m.state, func(err error) { failed <- err }), Log: m.logs.Log, Stable: m.logs.Stable,
-		Snapshots: m.state.Snapshots(), Logs: m.logs, Identity: identityParts{m.disk}, Transport: m.tr, Failed: failed,
+		State: stateParts{m.state}, FSM: machine, Log: m.logs.Log, Stable: m.logs.Stable,
+		Snapshots: m.state.Snapshots(), Logs: m.logs, Identity: identityParts{m.disk}, Transport: wire, Failed: failed,
 	})
 	if err != nil {
 		return err
 	}
 	m.n.Store(n)
-	m.replica = readreplica.New(readreplica.Config{ProbeInterval: 50 * time.Millisecond, ContactLimit: time.Second, Wait: 3 * time.Second, BoundedWait: time.Second}, n)
+	m.replica = readreplica.New(readreplica.Config{ProbeInterval: max(m.probe, 50*time.Millisecond), ContactLimit: time.Second, Wait: 3 * time.Second, BoundedWait: time.Second}, n)
 	m.tr.Serve(n)
 	n.Start()
 	m.replica.Start()
@@ -512,13 +525,36 @@ func TestACopyOfALiveMembersDirectoryIsRefused(t *testing.T) {
 	}
 	clone.stop()
 
-	// With the original gone, it is the member at its new address.
+}
+
+func TestAMemberMovesToAnotherAddress(t *testing.T) {
+	c := newCluster(t, nil)
+	f := c.followers()[0]
 	f.stop()
-	delete(c.members, f.name)
-	c.members[f.name] = clone
-	clone.start()
+	moved := c.prepare("moved", "home", command.RoleVoter, nil)
+	delete(c.members, "moved")
+	c.members[f.name] = moved
+	moved.name, moved.cfg.Self = f.name, f.cfg.Self
+	moved.cfg.Self.RaftAddr = moved.addr
+	if err := os.CopyFS(moved.dir, os.DirFS(f.dir)); err != nil {
+		t.Fatal(err)
+	}
+	moved.start()
 	c.leader().mustPut("a", "2")
 	c.level()
+	eventually(t, "all know the new address", func() bool {
+		for _, m := range c.members {
+			if !slices.ContainsFunc(m.state.Members(), func(o command.Member) bool { return o == moved.cfg.Self }) {
+				return false
+			}
+		}
+		return true
+	})
+	select {
+	case err := <-moved.n.Load().Fatal():
+		t.Errorf("refused: %v", err)
+	default:
+	}
 }
 
 func TestAMemberBelowTheClustersCommandLevelIsRefused(t *testing.T) {

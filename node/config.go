@@ -55,6 +55,9 @@ type Config struct {
 	// that a member that was away catches up by log.
 	LogRetention uint64
 
+	// Incarnation names this run of the process, as in its introductions.
+	Incarnation string
+
 	Clock Clock
 	Log   hclog.Logger
 	// RaftLog takes what the library says; Log named "raft" when nil.
@@ -189,4 +192,6 @@ type Transport interface {
 	SetLeading(leading bool)
 	InjectCommit(leaderID string, term, index, indexTerm uint64)
 	Disconnect(id string)
+	// CloseStreams fails Raft's requests under way.
+	CloseStreams()
 }

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -146,7 +145,7 @@ func outcome(f raft.ApplyFuture, commands int) ([]command.Result, error) {
 		if len(r) == commands {
 			return r, nil
 		}
-		return nil, fmt.Errorf("entry of %d commands has %d results", commands, len(r))
+		return nil, command.ErrOutcomeUnknown.With("entry of %d commands has %d results", commands, len(r))
 	case error:
 		return nil, command.ErrOutcomeUnknown.With("committed, but this node failed to apply it: %v", r)
 	default:

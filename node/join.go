@@ -20,13 +20,20 @@ import (
 // cluster.
 type candidate struct {
 	Member command.Member `json:"member"`
-	// ClusterID is the cluster the node belongs to, empty for none.
+	// ClusterID is the cluster the node belongs to, or has promised to; empty
+	// for none.
 	ClusterID string `json:"cluster_id"`
-	Epoch     uint64 `json:"epoch"`
-	// Expect is the number of first voters the node waits for; 0 when it does
-	// not form a cluster.
+	// Expect is the number of first voters the node waits for; 0 when it forms
+	// no cluster, or no longer.
 	Expect int `json:"expect"`
 }
+
+// formed reports whether the node belongs to a cluster that exists.
+func (c candidate) formed() bool { return c.ClusterID != "" && c.Expect == 0 }
+
+// promisedEpoch is the epoch of a node that has promised to belong to a cluster
+// that is not known to exist yet.
+const promisedEpoch = 0
 
 // promise asks a candidate to be one of the first voters of a cluster.
 type promise struct {
@@ -39,10 +46,18 @@ type promise struct {
 type join struct {
 	Member     command.Member `json:"member"`
 	Datacenter string         `json:"datacenter"`
+	// Incarnation is that of the member's process.
+	Incarnation string `json:"incarnation"`
 	// Check only asks whether the member would be let in.
 	Check bool `json:"check"`
 	// Hops counts the nodes the request passed; a non-leader passes it on once.
 	Hops int `json:"hops"`
+}
+
+// pong says who answers at an address.
+type pong struct {
+	ID          string `json:"id"`
+	Incarnation string `json:"incarnation"`
 }
 
 type joined struct {
@@ -53,8 +68,8 @@ type joined struct {
 // self is this node as a candidate.
 func (n *Node) self() candidate {
 	id, epoch := n.parts.Identity.Cluster()
-	c := candidate{Member: n.cfg.Self, ClusterID: id, Epoch: epoch}
-	if id == "" {
+	c := candidate{Member: n.cfg.Self, ClusterID: id}
+	if (id == "" || epoch == promisedEpoch) && n.raft.LastIndex() == 0 {
 		c.Expect = n.cfg.BootstrapExpect
 	}
 	return c
@@ -92,10 +107,10 @@ func Preflight(ctx context.Context, cfg Config, clusterID string, t Transport) e
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	me := candidate{Member: cfg.Self, ClusterID: clusterID, Expect: cfg.BootstrapExpect}
+	me := candidate{Member: cfg.Self, ClusterID: clusterID}
 	verdicts := make(chan error, len(cfg.Join))
 	for _, addr := range cfg.Join {
-		go func() { verdicts <- preflightOne(ctx, t, addr, cfg.Datacenter, me) }()
+		go func() { verdicts <- preflightOne(ctx, t, addr, cfg.Datacenter, cfg.Incarnation, me) }()
 	}
 	for range cfg.Join {
 		if err := <-verdicts; err != nil && permanent(err) {
@@ -105,7 +120,7 @@ func Preflight(ctx context.Context, cfg Config, clusterID string, t Transport) e
 	return nil
 }
 
-func preflightOne(ctx context.Context, t Transport, addr, datacenter string, me candidate) error {
+func preflightOne(ctx context.Context, t Transport, addr, datacenter, incarnation string, me candidate) error {
 	if addr == me.Member.RaftAddr {
 		return nil
 	}
@@ -116,10 +131,10 @@ func preflightOne(ctx context.Context, t Transport, addr, datacenter string, me 
 	if they.Member.ID != me.Member.ID && they.Member.Name == me.Member.Name {
 		return command.ErrNameInUse.With("%s runs at %s", me.Member.Name, they.Member.RaftAddr)
 	}
-	if they.ClusterID == "" {
+	if !they.formed() {
 		return nil
 	}
-	_, err = ask[joined](ctx, t, addr, methodJoin, join{Member: me.Member, Datacenter: datacenter, Check: true})
+	_, err = ask[joined](ctx, t, addr, methodJoin, join{Member: me.Member, Datacenter: datacenter, Incarnation: incarnation, Check: true})
 	return err
 }
 
@@ -168,6 +183,9 @@ func permanent(err error) bool {
 func (n *Node) enter() (done bool, err error) {
 	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.Wait)
 	defer cancel()
+	if err := n.settleIdentity(); err != nil {
+		return false, err
+	}
 	if n.known() {
 		return true, nil
 	}
@@ -182,15 +200,24 @@ func (n *Node) enter() (done bool, err error) {
 	return false, n.meet(ctx)
 }
 
+// settleIdentity makes a promise final once the cluster exists, and follows its
+// epoch.
+func (n *Node) settleIdentity() error {
+	cluster, _, err := n.table()
+	if err != nil {
+		return err
+	}
+	id, epoch := n.parts.Identity.Cluster()
+	if cluster.ID == "" || cluster.ID != id || epoch >= cluster.Epoch {
+		return nil
+	}
+	return n.parts.Identity.SetCluster(id, cluster.Epoch)
+}
+
 // known reports whether the members table has this node as it is, and the Raft
 // configuration has it at all.
 func (n *Node) known() bool {
-	view, err := n.parts.State.View()
-	if err != nil {
-		return false
-	}
-	defer view.Close()
-	members, err := view.Members()
+	_, members, err := n.table()
 	if err != nil || !slices.Contains(members, n.cfg.Self) {
 		return false
 	}
@@ -202,10 +229,15 @@ func (n *Node) known() bool {
 	return false
 }
 
+// entry is this member's entry in the members table, as it asks for it.
+func (n *Node) entry() join {
+	return join{Member: n.cfg.Self, Datacenter: n.cfg.Datacenter, Incarnation: n.cfg.Incarnation}
+}
+
 // announce sends the member's entry to the leader, by the way the node knows
 // it or by the addresses of Config.Join.
 func (n *Node) announce(ctx context.Context) error {
-	req, err := encode(join{Member: n.cfg.Self, Datacenter: n.cfg.Datacenter})
+	req, err := encode(n.entry())
 	if err != nil {
 		return err
 	}
@@ -218,7 +250,7 @@ func (n *Node) announce(ctx context.Context) error {
 		if addr == n.cfg.Self.RaftAddr {
 			continue
 		}
-		if _, err = ask[joined](ctx, n.parts.Transport, addr, methodJoin, join{Member: n.cfg.Self, Datacenter: n.cfg.Datacenter}); err == nil || permanent(err) {
+		if _, err = ask[joined](ctx, n.parts.Transport, addr, methodJoin, n.entry()); err == nil || permanent(err) {
 			return err
 		}
 	}
@@ -232,7 +264,7 @@ func (n *Node) found(ctx context.Context) error {
 	n.forming.Unlock()
 	if c == nil {
 		id, epoch := n.parts.Identity.Cluster()
-		c = &command.Init{Cluster: command.Cluster{ID: id, Datacenter: n.cfg.Datacenter, HomeSite: n.cfg.Self.Site, Epoch: epoch}}
+		c = &command.Init{Cluster: command.Cluster{ID: id, Datacenter: n.cfg.Datacenter, HomeSite: n.cfg.Self.Site, Epoch: max(epoch, 1)}}
 	}
 	// Changes nothing if the cluster has its identity already.
 	if _, err := n.Propose(ctx, c); err != nil {
@@ -245,6 +277,7 @@ func (n *Node) found(ctx context.Context) error {
 // meet finds a cluster to join, or forms one with the other candidates.
 func (n *Node) meet(ctx context.Context) error {
 	candidates := map[string]command.Member{n.id: n.cfg.Self}
+	promised, _ := n.parts.Identity.Cluster() // what this node or a candidate has promised to belong to
 	var problem error
 	for _, addr := range n.cfg.Join {
 		if addr == n.cfg.Self.RaftAddr {
@@ -263,7 +296,7 @@ func (n *Node) meet(ctx context.Context) error {
 		}
 		n.parts.Transport.Learn(they.Member.ID, they.Member.RaftAddr)
 		switch {
-		case they.ClusterID != "":
+		case they.formed():
 			if err := n.joinAt(ctx, addr); err == nil || permanent(err) {
 				return err
 			} else {
@@ -271,12 +304,17 @@ func (n *Node) meet(ctx context.Context) error {
 			}
 		case they.Member.Name == n.cfg.Self.Name:
 			return command.ErrNameInUse.With("%s runs at %s", they.Member.Name, addr)
+		case they.ClusterID != "" && promised != "" && they.ClusterID != promised:
+			problem = fmt.Errorf("%s has promised to belong to cluster %s, another of the first voters to %s; empty the data directory of one of them", they.Member.Name, they.ClusterID, promised)
 		case they.Expect == n.cfg.BootstrapExpect && they.Expect > 0 && they.Member.Site == n.cfg.Self.Site:
 			candidates[they.Member.ID] = they.Member
+			if they.ClusterID != "" {
+				promised = they.ClusterID
+			}
 		}
 	}
-	if n.cfg.BootstrapExpect > 0 && len(candidates) == n.cfg.BootstrapExpect {
-		return n.form(ctx, candidates)
+	if n.self().Expect > 0 && len(candidates) == n.cfg.BootstrapExpect {
+		return n.form(ctx, promised, candidates)
 	}
 	if problem != nil {
 		return problem
@@ -289,7 +327,7 @@ func (n *Node) meet(ctx context.Context) error {
 
 // joinAt enters the cluster that the node at addr belongs to.
 func (n *Node) joinAt(ctx context.Context, addr string) error {
-	answer, err := ask[joined](ctx, n.parts.Transport, addr, methodJoin, join{Member: n.cfg.Self, Datacenter: n.cfg.Datacenter})
+	answer, err := ask[joined](ctx, n.parts.Transport, addr, methodJoin, n.entry())
 	if err != nil {
 		return err
 	}
@@ -304,10 +342,12 @@ func (n *Node) joinAt(ctx context.Context, addr string) error {
 }
 
 // form makes a cluster of exactly these first voters. Only the candidate with
-// the lowest id does so, and only after each of the others has promised,
-// durably, to belong to it: a candidate belongs to one cluster at most, so two
-// groups of candidates cannot both form one with the same member.
-func (n *Node) form(ctx context.Context, candidates map[string]command.Member) error {
+// the lowest id does so, and only after each of them, itself first, has promised,
+// durably, to belong to it. A candidate promises itself to one cluster at most,
+// so two groups of candidates cannot both form one with the same member; and what
+// a former that failed half-way has begun is gone on with: id is the cluster that
+// any of them has promised to, empty when none has.
+func (n *Node) form(ctx context.Context, id string, candidates map[string]command.Member) error {
 	members := make([]command.Member, 0, len(candidates))
 	for _, m := range candidates {
 		members = append(members, m)
@@ -323,10 +363,13 @@ func (n *Node) form(ctx context.Context, candidates map[string]command.Member) e
 	}
 	n.forming.Lock()
 	defer n.forming.Unlock()
-	if n.forming.id == "" {
-		n.forming.id = newClusterID()
+	if id == "" {
+		id = newClusterID()
 	}
-	p := promise{ClusterID: n.forming.id, Members: members}
+	if err := n.parts.Identity.SetCluster(id, promisedEpoch); err != nil {
+		return err
+	}
+	p := promise{ClusterID: id, Members: members}
 	req, err := encode(p)
 	if err != nil {
 		return err
@@ -338,24 +381,22 @@ func (n *Node) form(ctx context.Context, candidates map[string]command.Member) e
 			continue
 		}
 		if _, err := n.parts.Transport.Call(ctx, m.ID, methodPromise, req); err != nil {
-			return fmt.Errorf("%s did not promise to belong to the cluster: %w", m.Name, err)
+			return fmt.Errorf("%s did not promise to belong to the cluster: %v", m.Name, err) // not %w: it is never permanent
 		}
 	}
 	n.forming.init = &command.Init{
 		Cluster: command.Cluster{ID: p.ClusterID, Datacenter: n.cfg.Datacenter, HomeSite: n.cfg.Self.Site, Epoch: 1},
 		Members: members,
 	}
-	if err := n.parts.Identity.SetCluster(p.ClusterID, 1); err != nil {
-		return err
-	}
 	n.log.Info("forming a cluster", "cluster", p.ClusterID, "voters", len(servers))
-	return n.raft.BootstrapCluster(raft.Configuration{Servers: servers}).Error()
+	if err := n.wait(n.raft.BootstrapCluster(raft.Configuration{Servers: servers})); err != nil {
+		return fmt.Errorf("form a cluster: %w", err)
+	}
+	return nil
 }
 
-// accept makes this node a first voter of the cluster, durably. A node that has
-// entries belongs to its cluster for good; one that only promised may promise
-// again, since a cluster all of whose voters must promise has not begun without
-// it.
+// accept makes this node a first voter of the cluster, durably. It may be asked
+// for the same promise again, and never gives another one.
 func (n *Node) accept(p promise) error {
 	n.forming.Lock()
 	defer n.forming.Unlock()
@@ -369,7 +410,7 @@ func (n *Node) accept(p promise) error {
 	for _, m := range p.Members {
 		n.parts.Transport.Learn(m.ID, m.RaftAddr)
 	}
-	return n.parts.Identity.SetCluster(p.ClusterID, 1)
+	return n.parts.Identity.SetCluster(p.ClusterID, promisedEpoch)
 }
 
 func newClusterID() string {
@@ -401,22 +442,22 @@ func (n *Node) handleJoin(ctx context.Context, j join) (joined, error) {
 		return answer, json.Unmarshal(b, &answer)
 	}
 	// One at a time: each looks at the members before it changes them.
-	n.joining.Lock()
-	defer n.joining.Unlock()
-	view, err := n.parts.State.View()
-	if err != nil {
-		return joined{}, err
+	select {
+	case n.joining <- struct{}{}:
+		defer func() { <-n.joining }()
+	case <-ctx.Done():
+		return joined{}, ctx.Err()
+	case <-n.stop:
+		return joined{}, command.ErrStopping
 	}
-	cluster := view.Cluster()
-	members, err := view.Members()
-	view.Close()
+	cluster, members, err := n.table()
 	if err != nil {
 		return joined{}, err
 	}
 	if cluster.ID == "" {
 		return joined{}, command.ErrNoLeader.With("the cluster is only just being formed")
 	}
-	former, err := n.admit(ctx, j.Member, j.Datacenter, cluster, members)
+	former, err := n.admit(ctx, j, cluster, members)
 	if err != nil {
 		return joined{}, err
 	}
@@ -429,9 +470,10 @@ func (n *Node) handleJoin(ctx context.Context, j join) (joined, error) {
 
 // admit decides whether m may be a member. former is the dead member of the
 // same name that m replaces, empty if there is none.
-func (n *Node) admit(ctx context.Context, m command.Member, datacenter string, cluster command.Cluster, members []command.Member) (former string, err error) {
-	if datacenter != cluster.Datacenter {
-		return "", command.ErrWrongCluster.With("its datacenter is %s, %s was started for %s", cluster.Datacenter, m.Name, datacenter)
+func (n *Node) admit(ctx context.Context, j join, cluster command.Cluster, members []command.Member) (former string, err error) {
+	m := j.Member
+	if j.Datacenter != cluster.Datacenter {
+		return "", command.ErrWrongCluster.With("its datacenter is %s, %s was started for %s", cluster.Datacenter, m.Name, j.Datacenter)
 	}
 	if m.Role == command.RoleVoter && m.Site != cluster.HomeSite {
 		return "", command.ErrNotHome.With("%s is at site %s, home is %s", m.Name, m.Site, cluster.HomeSite)
@@ -453,9 +495,10 @@ func (n *Node) admit(ctx context.Context, m command.Member, datacenter string, c
 			continue
 		}
 		short, cancel := context.WithTimeout(ctx, time.Second)
-		_, err := n.parts.Transport.Call(short, old.ID, methodPing, nil)
+		there, err := ask[pong](short, n.parts.Transport, old.RaftAddr, methodPing, nil)
 		cancel()
-		if old.ID == n.id || err == nil {
+		alive := err == nil && there.ID == old.ID && there.Incarnation != j.Incarnation
+		if old.ID == n.id || alive {
 			return "", command.ErrNameInUse.With("%s runs at %s", old.Name, old.RaftAddr)
 		}
 		if old.ID != m.ID {
@@ -470,7 +513,7 @@ func (n *Node) admit(ctx context.Context, m command.Member, datacenter string, c
 func (n *Node) add(ctx context.Context, m command.Member, former string) error {
 	if former != "" {
 		n.log.Info("replacing a member that is gone", "name", m.Name, "former", former, "now", m.ID)
-		if err := n.raft.RemoveServer(raft.ServerID(former), 0, n.cfg.Wait).Error(); err != nil {
+		if err := n.wait(n.raft.RemoveServer(raft.ServerID(former), 0, n.cfg.Wait)); err != nil {
 			return fmt.Errorf("remove %s: %w", former, raftError(err))
 		}
 		if _, err := n.Propose(ctx, &command.MemberRemove{ID: former}); err != nil {
@@ -486,11 +529,11 @@ func (n *Node) add(ctx context.Context, m command.Member, former string) error {
 			continue
 		}
 		if s.Suffrage == raft.Voter && m.Role == command.RoleLearner {
-			return raftError(n.raft.DemoteVoter(s.ID, 0, n.cfg.Wait).Error())
+			return raftError(n.wait(n.raft.DemoteVoter(s.ID, 0, n.cfg.Wait)))
 		}
 		return nil
 	}
-	return raftError(n.raft.AddNonvoter(raft.ServerID(m.ID), raft.ServerAddress(m.ID), 0, n.cfg.Wait).Error())
+	return raftError(n.wait(n.raft.AddNonvoter(raft.ServerID(m.ID), raft.ServerAddress(m.ID), 0, n.cfg.Wait)))
 }
 
 // raftError turns Raft's words for lost leadership into ours.

@@ -79,7 +79,7 @@ func (n *Node) beginLeading(term uint64) bool {
 	command.SetTime(entry, stamp, wall)
 	f := n.raft.Apply(entry, 0)
 	n.group.unlock()
-	if _, err := outcome(f, 1); err != nil || n.parts.FSM.Term() != term {
+	if err := n.wait(f); err != nil || n.parts.FSM.Term() != term {
 		n.endLeading()
 		return false
 	}
@@ -102,19 +102,20 @@ func (n *Node) endLeading() {
 // caught up. Nothing else in Holdfast makes a voter after the cluster was
 // formed, and it never looks at a member of another site.
 func (n *Node) promote() {
-	view, err := n.parts.State.View()
-	if err != nil {
+	select {
+	case n.joining <- struct{}{}: // nobody changes the members meanwhile
+		defer func() { <-n.joining }()
+	default:
 		return
 	}
-	defer view.Close()
 	future := n.raft.GetConfiguration()
-	members, err := view.Members()
+	cluster, members, err := n.table()
 	if err != nil {
 		return
 	}
 	eligible := make(map[string]bool, len(members))
 	for _, m := range members {
-		eligible[m.ID] = m.Role == command.RoleVoter && m.Site == view.Cluster().HomeSite
+		eligible[m.ID] = m.Role == command.RoleVoter && m.Site == cluster.HomeSite
 	}
 	for _, s := range future.Configuration().Servers {
 		if s.Suffrage == raft.Voter || !eligible[string(s.ID)] || !n.level(string(s.ID)) {
@@ -122,7 +123,7 @@ func (n *Node) promote() {
 		}
 		n.log.Info("member has caught up and becomes a voter", "id", s.ID)
 		// With the configuration's index, so that a change made meanwhile wins.
-		if err := n.raft.AddVoter(s.ID, s.Address, future.Index(), n.cfg.Wait).Error(); err != nil {
+		if err := n.wait(n.raft.AddVoter(s.ID, s.Address, future.Index(), n.cfg.Wait)); err != nil {
 			n.log.Warn("member could not be made a voter", "id", s.ID, "error", err)
 		}
 		return // one change at a time
@@ -139,6 +140,30 @@ func (n *Node) level(id string) bool {
 	return ok && n.cfg.Clock.Steady()-at < 2*time.Second && r.LastIndex+levelEntries >= n.raft.LastIndex()
 }
 
+// table is the cluster and its members as this node has them applied.
+func (n *Node) table() (command.Cluster, []command.Member, error) {
+	view, err := n.parts.State.View()
+	if err != nil {
+		return command.Cluster{}, nil, err
+	}
+	defer view.Close()
+	members, err := view.Members()
+	return view.Cluster(), members, err
+}
+
+// wait returns what became of a future, or raft.ErrRaftShutdown when the node
+// stops first: the library leaves some futures unanswered when it shuts down.
+func (n *Node) wait(f raft.Future) error {
+	done := make(chan error, 1)
+	go func() { done <- f.Error() }()
+	select {
+	case err := <-done:
+		return err
+	case <-n.stop:
+		return raft.ErrRaftShutdown
+	}
+}
+
 // StepDown hands leadership to the most complete other voter, if this node
 // leads, and returns when there is a new leader. Writes that are under way are
 // finished first, and those that arrive meanwhile wait and go to the new
@@ -150,13 +175,22 @@ func (n *Node) StepDown(ctx context.Context) error {
 	if others, _ := n.voters(); len(others) == 0 {
 		return nil // nobody to hand over to
 	}
-	if err := n.group.drain(ctx); err != nil {
+	// A transfer has one election timeout to succeed, and a busy target misses
+	// it: so it is tried until ctx ends.
+	for {
+		err := n.group.drain(ctx)
+		if err == nil {
+			err = n.wait(n.raft.LeadershipTransfer())
+		}
+		if err == nil || n.raft.State() != raft.Leader {
+			break
+		}
 		n.group.unlock()
-		return err
-	}
-	if err := n.raft.LeadershipTransfer().Error(); err != nil {
-		n.group.unlock()
-		return err
+		select {
+		case <-time.After(retryInterval):
+		case <-ctx.Done():
+			return err
+		}
 	}
 	for {
 		changed := n.changed.wait()

@@ -37,13 +37,14 @@ type Node struct {
 	readAsks  flight[Point]
 	leaseAsks flight[Point]
 	fetches   flight[struct{}]
+	fetchFrom atomic.Value // string: whom the next fetch asks
+	offers    atomic.Int64 // copies being taken from this node by Raft's order
 	catchUp   atomic.Pointer[command.CatchUp]
 	time      atomic.Pointer[clusterTime] // nil while not leading
 
-	joining sync.Mutex // serialises handleJoin
-	forming struct {   // guards the forming of a cluster by this node
+	joining chan struct{} // holds one: who may change the members
+	forming struct {      // guards the forming of a cluster by this node
 		sync.Mutex
-		id   string        // of the cluster being formed; kept over tries
 		init *command.Init // set once all have promised
 	}
 
@@ -85,7 +86,7 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Node, error) {
 	}
 	n := &Node{
 		cfg: cfg, parts: parts, id: cfg.Self.ID, log: cfg.Log, began: time.Now(),
-		started: make(chan struct{}), stop: make(chan struct{}), fatal: make(chan error, 1),
+		joining: make(chan struct{}, 1), started: make(chan struct{}), stop: make(chan struct{}), fatal: make(chan error, 1),
 	}
 	n.seen.incarnation = map[string]string{}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
@@ -112,18 +113,35 @@ func (n *Node) align(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the log's bounds: %w", err)
 	}
-	applied, _ := n.parts.State.Applied()
+	holds, err := n.holds()
+	if err != nil {
+		return err
+	}
 	switch {
 	case last == 0:
 		return nil
-	case last < applied:
-		n.log.Info("dropping a log that ends below the state", "log-last", last, "state", applied)
+	case last < holds:
+		n.log.Info("dropping a log that ends below the state", "log-last", last, "state", holds)
 		return n.parts.Logs.Reset()
-	case first > applied+1:
-		n.log.Warn("the log begins above the state: fetching a full copy first", "log-first", first, "state", applied)
+	case first > holds+1:
+		n.log.Warn("the log begins above the state: fetching a full copy first", "log-first", first, "state", holds)
 		return n.healState(ctx, first)
 	}
 	return nil
+}
+
+// holds is the Raft index the state stands for: that of the last entry it saw,
+// or of a snapshot behind it, since entries between the two mean nothing to it.
+func (n *Node) holds() (uint64, error) {
+	index, _ := n.parts.State.Applied()
+	snapshots, err := n.parts.Snapshots.List()
+	if err != nil {
+		return 0, fmt.Errorf("read the state's index: %w", err)
+	}
+	for _, s := range snapshots {
+		index = max(index, s.Index)
+	}
+	return index, nil
 }
 
 // healState replaces the state by a copy that reaches the log, from whichever
@@ -141,9 +159,9 @@ func (n *Node) healState(ctx context.Context, first uint64) error {
 			if problem == nil {
 				problem = n.parts.State.SwapCopy()
 			}
-			if applied, _ := n.parts.State.Applied(); problem == nil && applied+1 >= first {
+			if holds, err := n.holds(); problem == nil && err == nil && holds+1 >= first {
 				_, last, err := n.parts.Logs.Bounds()
-				if err == nil && last < applied {
+				if err == nil && last < holds {
 					err = n.parts.Logs.Reset()
 				}
 				return err
@@ -161,7 +179,10 @@ func (n *Node) healState(ctx context.Context, first uint64) error {
 // replay applies the node's own log up to the commit marker (step 3 of New).
 func (n *Node) replay() error {
 	marker, _ := n.parts.State.Marker()
-	applied, _ := n.parts.State.Applied()
+	applied, err := n.holds()
+	if err != nil {
+		return err
+	}
 	_, last, err := n.parts.Logs.Bounds()
 	if err != nil {
 		return fmt.Errorf("read the log's bounds: %w", err)
@@ -211,7 +232,9 @@ func (n *Node) startRaft() error {
 	rc.ShutdownOnRemove = false
 	rc.NoLegacyTelemetry = true
 	rc.Logger = n.cfg.RaftLog
-	r, err := raft.NewRaft(rc, n.parts.FSM, n.parts.Log, n.parts.Stable, n.parts.Snapshots, n.parts.Transport)
+	// Without Close: a node that leaves Raft because its disk failed goes on
+	// talking to its peers, and the library would close what it did not open.
+	r, err := raft.NewRaft(rc, n.parts.FSM, n.parts.Log, n.parts.Stable, n.parts.Snapshots, struct{ Transport }{n.parts.Transport})
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
@@ -221,6 +244,9 @@ func (n *Node) startRaft() error {
 
 // logBudget turns the retention in bytes into Raft's two counts of entries.
 func (n *Node) logBudget() (threshold, trailing uint64) {
+	if n.offers.Load() > 0 {
+		return 1 << 20, 1 << 40 // the receiver of a copy will need what follows it
+	}
 	size := max(n.parts.Logs.EntryBytes(), 1)
 	trailing = min(max(n.cfg.LogRetention/size, 256), 1<<16)
 	return min(max(trailing/4, 64), 8192), trailing
@@ -266,14 +292,7 @@ func (n *Node) housekeeping() {
 	for {
 		select {
 		case <-tick.C:
-			rc := n.raft.ReloadableConfig()
-			threshold, trailing := n.logBudget()
-			if rc.SnapshotThreshold != threshold || rc.TrailingLogs != trailing {
-				rc.SnapshotThreshold, rc.TrailingLogs = threshold, trailing
-				if err := n.raft.ReloadConfig(rc); err != nil {
-					n.log.Warn("log budget not set", "error", err)
-				}
-			}
+			n.setLogBudget()
 			n.rememberPeers()
 		case err := <-n.parts.Failed:
 			n.Fail(err, false)
@@ -281,6 +300,18 @@ func (n *Node) housekeeping() {
 		case <-n.stop:
 			return
 		}
+	}
+}
+
+func (n *Node) setLogBudget() {
+	rc := n.raft.ReloadableConfig()
+	threshold, trailing := n.logBudget()
+	if rc.SnapshotThreshold == threshold && rc.TrailingLogs == trailing {
+		return
+	}
+	rc.SnapshotThreshold, rc.TrailingLogs = threshold, trailing
+	if err := n.raft.ReloadConfig(rc); err != nil {
+		n.log.Warn("log budget not set", "error", err)
 	}
 }
 
@@ -395,6 +426,7 @@ func (n *Node) shutdownRaft() error {
 	go func() { done <- f.Error() }()
 	for {
 		n.parts.Transport.SetLeading(false)
+		n.parts.Transport.CloseStreams()
 		select {
 		case err := <-done:
 			return err

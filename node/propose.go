@@ -28,10 +28,14 @@ func (n *Node) Propose(ctx context.Context, c command.Command) (command.Result, 
 			return err
 		}
 		answer, err := n.parts.Transport.Call(ctx, leader, methodPropose, encoded)
-		if err != nil {
-			return err
+		if err == nil {
+			if res, err = command.DecodeResult(answer); err != nil {
+				return command.ErrOutcomeUnknown.With("%v", err)
+			}
 		}
-		res, err = command.DecodeResult(answer)
+		if errors.Is(err, command.ErrPeer) {
+			return command.ErrOutcomeUnknown.With("%v", err)
+		}
 		return err
 	})
 	return res, err
@@ -78,7 +82,9 @@ const retryInterval = 25 * time.Millisecond
 func tryElsewhere(err error) bool {
 	var coded *command.Error
 	if !errors.As(err, &coded) {
-		return !errors.Is(err, context.Canceled) // the request never left: no connection, no address
+		// Of the transport, which names every request that left: this one did
+		// not, for want of a connection or an address.
+		return !errors.Is(err, context.Canceled)
 	}
 	for _, again := range []error{command.ErrNotLeader, command.ErrNoLeader, command.ErrStopping} {
 		if errors.Is(err, again) {

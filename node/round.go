@@ -135,9 +135,8 @@ func decodeTerm(b []byte) (term uint64, tail string, err error) {
 
 // Point is an index a read has to wait for.
 type Point struct {
-	Index      uint64 // the leader's applied index
-	IndexTerm  uint64 // and the term of that entry
-	LeaderTerm uint64
+	Index      uint64 // the leader's commit index
+	LeaderTerm uint64 // of the leader, and of the entry at Index
 	Leader     string // id
 	// AsOf is a moment on this node's clock: once Index is applied here, the
 	// state holds every write acknowledged before it.
@@ -165,7 +164,7 @@ func (n *Node) AskIndex(ctx context.Context, lease bool) (Point, error) {
 		default:
 			p, err = n.readAsks.do(ctx, func() (Point, error) { return n.remoteIndex(methodReadIndex, nil) })
 		}
-		if errors.Is(err, command.ErrOutcomeUnknown) {
+		if errors.Is(err, command.ErrOutcomeUnknown) || errors.Is(err, command.ErrPeer) {
 			return command.ErrNotLeader.With("%v", err) // asking changes nothing: ask again
 		}
 		return err
@@ -175,16 +174,20 @@ func (n *Node) AskIndex(ctx context.Context, lease bool) (Point, error) {
 
 // localIndex is AskIndex on the leader.
 func (n *Node) localIndex(ctx context.Context, lease bool) (Point, error) {
-	// The applied index is enough: a write is acknowledged after it is applied
-	// here. It is read after the request arrived and before the round, and the
-	// term's first command has been applied (leads), so it covers earlier
-	// leaders' writes too.
 	p := Point{Leader: n.id, AsOf: Now(n.cfg.Clock)}
 	term := n.parts.FSM.Term()
 	if !n.leads(term) {
 		return Point{}, command.ErrNotLeader.With("the term's first entry is not applied yet")
 	}
-	p.Index, p.IndexTerm = n.parts.State.Applied()
+	// The commit index, not what is applied here: a follower may have applied a
+	// commit that this node's state machine is still at work on, and have
+	// answered a read with it; a later read must not see less. No follower
+	// knows of a commit before the leader, so this index covers them all.
+	//
+	// It is the index of an entry that the state machine sees, and of this
+	// term: the term's first command has been applied, and behind it come only
+	// commands and configurations. Nothing in Holdfast calls raft.Barrier.
+	p.Index = n.raft.CommitIndex()
 	c, err := n.confirm(ctx, lease)
 	if err != nil {
 		return Point{}, err
@@ -234,26 +237,29 @@ func (n *Node) answerIndex(ctx context.Context, lease bool) ([]byte, error) {
 	if age > 0 {
 		age = p.AsOf.Age(Now(n.cfg.Clock))
 	}
-	b := make([]byte, 0, 32)
-	for _, v := range []uint64{p.Index, p.IndexTerm, p.LeaderTerm, uint64(age)} {
+	b := make([]byte, 0, 24)
+	for _, v := range []uint64{p.Index, p.LeaderTerm, uint64(age)} {
 		b = binary.BigEndian.AppendUint64(b, v)
 	}
 	return b, nil
 }
 
 func decodePoint(b []byte) (Point, time.Duration, error) {
-	if len(b) != 32 {
+	if len(b) != 24 {
 		return Point{}, 0, errors.New("index answer is cut off")
 	}
 	u := binary.BigEndian.Uint64
-	return Point{Index: u(b), IndexTerm: u(b[8:]), LeaderTerm: u(b[16:])}, time.Duration(u(b[24:])), nil
+	return Point{Index: u(b), LeaderTerm: u(b[8:])}, time.Duration(u(b[16:])), nil
 }
 
 // Await returns when this node's state holds p.Index.
 //
 // A follower that has the entry in its log may not know yet that it is
 // committed; the leader's answer proves it, so the transport delivers to Raft
-// the message the leader would send next (an empty AppendEntries).
+// the message the leader would send next (an empty AppendEntries). Raft takes it
+// for a sign of life of that leader, so it is delivered at most once for each
+// state of the log, and only while this node follows that leader in that term:
+// a read that waits must not keep a dead leader in office.
 func (n *Node) Await(ctx context.Context, p Point) error {
 	if applied, _ := n.parts.State.Applied(); applied >= p.Index {
 		return nil
@@ -261,14 +267,21 @@ func (n *Node) Await(ctx context.Context, p Point) error {
 	if p.Leader == n.id {
 		return n.parts.State.WaitApplied(ctx, p.Index)
 	}
+	delivered := uint64(0) // last index of the log at the last delivery
+	began := time.Now()
 	for poll := 200 * time.Microsecond; ; poll = min(2*poll, 5*time.Millisecond) {
-		if n.raft.LastIndex() >= p.Index {
-			n.parts.Transport.InjectCommit(p.Leader, p.LeaderTerm, p.Index, p.IndexTerm)
+		if last := n.raft.LastIndex(); last >= p.Index && last != delivered && n.raft.CommitIndex() < p.Index &&
+			n.raft.CurrentTerm() == p.LeaderTerm && n.leaderID() == p.Leader {
+			n.parts.Transport.InjectCommit(p.Leader, p.LeaderTerm, p.Index, p.LeaderTerm)
+			delivered = last
+		}
+		if time.Since(began) > time.Second {
+			poll = 100 * time.Millisecond // a long catch-up: the log will bring the commit
 		}
 		short, cancel := context.WithTimeout(ctx, poll)
 		err := n.parts.State.WaitApplied(short, p.Index)
 		cancel()
-		if err == nil || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
 			return err
 		}
 		select {

@@ -131,9 +131,7 @@ func (r *Replica) probe() {
 	tick := time.NewTicker(r.cfg.ProbeInterval)
 	defer tick.Stop()
 	for {
-		if r.waiting.Load() < maxWaiting {
-			r.probeOnce()
-		}
+		r.probeOnce()
 		select {
 		case <-tick.C:
 		case <-r.stop:
@@ -155,6 +153,9 @@ func (r *Replica) probeOnce() {
 	began := r.clock.Steady()
 	r.lastSuccess.Store(int64(began))
 	away := !known || age(t, r.clock) > r.cfg.ContactLimit
+	if r.waiting.Load() >= maxWaiting {
+		return // the leader knows how this copy does; enough points are waited for
+	}
 	first := away && r.returning.CompareAndSwap(false, true)
 	had, before := r.appliedIndex(), r.CatchUp()
 	r.waiting.Add(1)

@@ -404,12 +404,19 @@ func (st *stage) finish(state *copyState) error {
 //
 // The copy must stand for at least minIndex. Without an argument it must stand
 // for the index of the snapshot Raft has announced (see Snapshots), whose index,
-// term and configuration are put in place with it, and which may be below the
-// state's own; without such a snapshot, for what the state has applied.
+// term and configuration are put in place with it; without such a snapshot, for
+// what the state has applied. A copy that holds no more than the state does is
+// dropped, and only index, term and configuration are taken over: both are
+// prefixes of one history, and reads never go back.
 //
 // On an error before the files are exchanged, the old state stays as it was and
 // the copy stays staged.
 func (s *State) SwapCopy(minIndex ...uint64) error {
+	if len(minIndex) == 0 {
+		if created := s.dropSuperfluousCopy(); created != nil {
+			return s.settle(*created)
+		}
+	}
 	s.applying.Lock()
 	defer s.applying.Unlock()
 	s.flushing.Lock()
@@ -420,6 +427,21 @@ func (s *State) SwapCopy(minIndex ...uint64) error {
 		return fmt.Errorf("swap in copy: %w", err)
 	}
 	return nil
+}
+
+// dropSuperfluousCopy drops the staged copy if the state holds all that is in
+// it, and returns the snapshot it was meant for.
+func (s *State) dropSuperfluousCopy() *raft.SnapshotMeta {
+	s.copies.mu.Lock()
+	defer s.copies.mu.Unlock()
+	staged, created, now := s.copies.staged, s.copies.created, &s.gen.Load().meta
+	if staged == nil || created == nil || now.Applied == 0 || staged.Applied > now.Applied ||
+		staged.RaftIndex < created.Index || staged.Cluster.ID != now.Cluster.ID {
+		return nil
+	}
+	s.copies.staged, s.copies.created = nil, nil
+	_ = os.RemoveAll(filepath.Join(s.cfg.Dir, incomingName)) // OpenState removes it too
+	return created
 }
 
 func (s *State) swapCopy(minIndex []uint64) error {

@@ -206,13 +206,39 @@ func TestSwapCopyRefusesACopyThatIsTooOld(t *testing.T) {
 	if err := to.SwapCopy(); !errors.Is(err, command.ErrNotReady) {
 		t.Errorf("below the announced snapshot: %v", err)
 	}
-	// Raft may go to a lower index.
-	announce(t, to, index-1, raft.Configuration{}, 0)
-	if err := to.SwapCopy(); err != nil {
-		t.Error(err)
+}
+
+// A new leader whose state machine lags may send a snapshot of less than a copy
+// from its predecessor already brought. Both are prefixes of one history.
+func TestACopyOfLessThanTheStateHoldsTakesNothingBack(t *testing.T) {
+	from := someState(t)
+	index, _ := from.Applied()
+	to := openTestState(t, StateConfig{})
+	take := func(announced uint64) {
+		t.Helper()
+		receiveCopy(t, to, writeCopy(t, from))
+		announce(t, to, announced, raft.Configuration{}, 0)
+		if err := to.SwapCopy(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if i, _ := to.Applied(); i != index {
-		t.Errorf("applied %d", i)
+	take(index)
+	b := to.Begin()
+	b.Put(command.Record{Key: "later"})
+	b.Step()
+	b.Entry(index+5, 1, 0, time.Time{})
+	if err := b.Publish(); err != nil {
+		t.Fatal(err)
+	}
+	take(index - 1)
+	if i, _ := to.Applied(); i != index+5 {
+		t.Errorf("applied %d after a copy at %d came to a state at %d", i, index, index+5)
+	}
+	if _, err := to.Get("later"); err != nil {
+		t.Errorf("a later change is gone: %v", err)
+	}
+	if err := to.SwapCopy(); !errors.Is(err, command.ErrNotReady) {
+		t.Errorf("the copy is still staged: %v", err)
 	}
 }
 

@@ -105,6 +105,8 @@ func judge(self, peer command.Hello, p purpose) error {
 		return command.ErrWrongCluster.With("%s is not in a cluster yet", peer.Name)
 	case self.ClusterID != peer.ClusterID:
 		return command.ErrWrongCluster.With("%s is in %s, %s in %s", self.Name, self.ClusterID, peer.Name, peer.ClusterID)
+	case self.Epoch == 0 || peer.Epoch == 0:
+		return nil // one of them has only promised to belong to it: it is being formed
 	case peer.Epoch < self.Epoch:
 		return command.ErrStaleEpoch.With("%s is at epoch %d, %s at %d", peer.Name, peer.Epoch, self.Name, self.Epoch)
 	case peer.Epoch > self.Epoch:

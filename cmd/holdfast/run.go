@@ -71,7 +71,7 @@ func runAgent(ctx context.Context, cfg agentConfig) (err error) {
 	// Ask the cluster, if it is there, whether it would have this node.
 	nodeConfig := node.Config{
 		Self: self, Home: cfg.Home, BootstrapExpect: cfg.BootstrapExpect, Join: cfg.Join, Datacenter: cfg.Datacenter,
-		Heartbeat: time.Duration(cfg.RaftMultiplier) * node.DefaultHeartbeat, Log: log, RaftLog: newLogger(cfg, "raft"),
+		Incarnation: a.incarnation, Heartbeat: time.Duration(cfg.RaftMultiplier) * node.DefaultHeartbeat, Log: log, RaftLog: newLogger(cfg, "raft"),
 	}
 	if err := node.Preflight(ctx, nodeConfig, a.identity.ClusterID, tr); err != nil {
 		return err
