@@ -18,6 +18,8 @@ const (
 	drainBytes = 32 << 20
 	// drainPause is how long the sender of an unwanted body may pause.
 	drainPause = 5 * time.Second
+	// drainTotal is how long all of it may take.
+	drainTotal = 30 * time.Second
 )
 
 // renewRead lets reads of the body block for at most d from now. Zero takes
@@ -111,8 +113,13 @@ func (x *exchange) brokenBody(err error) error {
 // reports whether that was all of it.
 func (x *exchange) drain() bool {
 	scrap := make([]byte, renewEvery)
+	ends := time.Now().Add(drainTotal)
 	for left := drainBytes; left > 0; {
-		x.renewRead(drainPause)
+		pause := min(drainPause, time.Until(ends))
+		if pause <= 0 {
+			return false
+		}
+		x.renewRead(pause)
 		n, err := x.r.Body.Read(scrap)
 		if left -= n; err != nil {
 			return err == io.EOF

@@ -155,8 +155,12 @@ func (up *upload) read(prefix string) error {
 	for {
 		p, err := rr.next()
 		if err == nil {
-			p.Key = prefix + p.Key
-			err = checkPair(&p, cfg.MaxValue)
+			if p.Key == "" {
+				err = errMissingKey
+			} else {
+				p.Key = prefix + p.Key
+				err = checkPair(&p, cfg.MaxValue)
+			}
 		}
 		if err != nil {
 			hand()
@@ -198,9 +202,6 @@ func (up *upload) explain(err error, number int, key string) error {
 
 // checkPair says why a record cannot be written.
 func checkPair(p *pair, maxValue int64) error {
-	if p.Key == "" {
-		return errMissingKey
-	}
 	if err := checkKey(p.Key); err != nil {
 		return err
 	}

@@ -52,7 +52,7 @@ type Config struct {
 	// By default twice MaxValue and 64 KiB, room for base64 and the key.
 	MaxRecord int64
 	// MaxReply bounds the JSON of one listing in bytes, which is made in
-	// memory; 1 GiB by default. /v1/bulk has no such bound.
+	// memory; 256 MiB by default. /v1/bulk has no such bound.
 	MaxReply int64
 	// MaxHeaderBytes bounds request line and headers, and with them the length
 	// of a key as it is escaped; 64 KiB by default.
@@ -96,7 +96,7 @@ func (c *Config) fill() {
 	fill(&c.Version, "dev")
 	fill(&c.MaxValue, command.DefaultMaxValue)
 	fill(&c.MaxRecord, 2*c.MaxValue+64<<10)
-	fill(&c.MaxReply, 1<<30)
+	fill(&c.MaxReply, 256<<20)
 	fill(&c.MaxHeaderBytes, 64<<10)
 	fill(&c.ReadHeaderTimeout, 10*time.Second)
 	fill(&c.BodyTimeout, 30*time.Second)

@@ -318,12 +318,17 @@ func (r *Replica) evaluate(fn func(command.View) error) (revision uint64, err er
 func (r *Replica) info(asOf node.Instant, known bool) command.ReadInfo {
 	self := r.Self()
 	info := command.ReadInfo{Node: self.Name, Site: self.Site, Revision: r.state.Revision(), StalenessKnown: known, KnownLeader: r.KnowsLeader()}
-	info.LastContact, _ = r.LastContact()
+	contact, heard := r.LastContact()
 	if known {
 		info.Staleness = age(asOf, r.clock)
 	} else {
 		info.FreshAsOf = r.state.LastCertified()
+		if !heard && !info.FreshAsOf.IsZero() {
+			// Not heard in this run: the run before may be long ago.
+			contact = max(contact, r.clock.Wall().Sub(info.FreshAsOf))
+		}
 	}
+	info.LastContact = contact
 	return info
 }
 

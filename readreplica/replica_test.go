@@ -134,7 +134,7 @@ func (n *fakeNode) Clock() node.Clock                  { return &n.clock }
 func (n *fakeNode) Self() command.Member               { return command.Member{Name: "e1", Site: "east"} }
 func (n *fakeNode) Learner() bool                      { return n.learner }
 func (n *fakeNode) KnowsLeader() bool                  { return n.reachable.Load() }
-func (n *fakeNode) LastContact() (time.Duration, bool) { return 0, true }
+func (n *fakeNode) LastContact() (time.Duration, bool) { return 0, n.reachable.Load() }
 func (n *fakeNode) CatchUp() command.CatchUp           { return n.caughtUp }
 func (n *fakeNode) CaughtUp(c command.CatchUp)         { n.caughtUp = c }
 func (n *fakeNode) Failure() error                     { return nil }
@@ -287,7 +287,7 @@ func TestAfterARestartWhileCutOffTheAgeIsUnknown(t *testing.T) {
 		n.state.Certify(fresh)
 		r := New(Config{}, n)
 		info, err := r.Read(t.Context(), stale, nothing)
-		if err != nil || info.StalenessKnown || !info.FreshAsOf.Equal(fresh) {
+		if err != nil || info.StalenessKnown || !info.FreshAsOf.Equal(fresh) || info.LastContact < time.Hour {
 			t.Errorf("%+v, %v", info, err)
 		}
 		if _, err := r.Read(t.Context(), command.ReadOptions{Mode: command.ReadStale, MaxStale: 24 * time.Hour}, nothing); !errors.Is(err, command.ErrTooStale) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -125,6 +126,9 @@ func (k *snapshotSink) Cancel() error {
 	return nil
 }
 
+// settleLimit is far above what a flush takes.
+const settleLimit = 10 * time.Second
+
 // settle makes the state durable, and with it what a local snapshot claims: the
 // snapshot's index may be that of a barrier, which the state never saw.
 func (s *State) settle(m raft.SnapshotMeta) error {
@@ -135,7 +139,11 @@ func (s *State) settle(m raft.SnapshotMeta) error {
 		s.gen.Store(&n)
 	}
 	s.mu.Unlock()
-	if err := s.Flush(context.Background()); err != nil {
+	// Not for ever: with a full disk the flush waits for space, and whoever stops
+	// the node must not wait with it. Raft tries again later.
+	ctx, cancel := context.WithTimeout(context.Background(), settleLimit)
+	defer cancel()
+	if err := s.Flush(ctx); err != nil {
 		return fmt.Errorf("make snapshot durable: %w", err)
 	}
 	return nil

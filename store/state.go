@@ -15,6 +15,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-db/holdfast/command"
 )
@@ -554,6 +555,11 @@ func (s *State) flushOnce() error {
 	if err := s.Err(); err != nil {
 		return err
 	}
+	if s.gen.Load().frozen != nil {
+		// The flush before gave up for want of space when the store was stopped.
+		// What the file lacks is in the Raft log.
+		return errUnflushed
+	}
 	// Freeze. A view that took the generation before has also taken its file
 	// transaction, since mu was held for both: no view can see a file that is
 	// newer than its layers.
@@ -570,8 +576,8 @@ func (s *State) flushOnce() error {
 	s.mu.Unlock()
 
 	start := time.Now()
-	if err := g.file.write(g.active, &g.meta, g.members, g.active.members); err != nil {
-		return s.failWith(fmt.Errorf("flush state: %w", err))
+	if err := s.writeOnceThereIsSpace(g); err != nil {
+		return err
 	}
 	s.flushed.count.Add(1)
 	s.flushed.records.Add(uint64(len(g.active.history)))
@@ -586,6 +592,38 @@ func (s *State) flushOnce() error {
 	s.announce()
 	s.mu.Unlock()
 	return nil
+}
+
+var errUnflushed = errors.New("the last changes are not in the state file, for want of space; the next start applies them from the log")
+
+// spaceRetry is how often a flush that found no space is tried again.
+const spaceRetry = time.Second
+
+// writeOnceThereIsSpace writes a frozen layer into the file. A full disk is not a
+// broken one: the transaction that found it so is rolled back and written again,
+// whole, until there is space. Meanwhile changes gather in memory, up to twice
+// the buffer's bound; then applying waits.
+func (s *State) writeOnceThereIsSpace(g *generation) error {
+	for told := false; ; {
+		err := g.file.write(g.active, &g.meta, g.members, g.active.members)
+		switch {
+		case err == nil:
+			if told {
+				s.log.Info("there is space again: the state is written")
+			}
+			return nil
+		case !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT):
+			return s.failWith(fmt.Errorf("flush state: %w", err))
+		case !told:
+			s.log.Error("the disk is full: the state waits for space", "error", err)
+			told = true
+		}
+		select {
+		case <-time.After(spaceRetry):
+		case <-s.stop:
+			return errUnflushed
+		}
+	}
 }
 
 // runMarkerSync syncs the marker every BufferAge, until stop.

@@ -53,6 +53,7 @@ type supervisor struct {
 
 	mu       sync.Mutex // guards all below, and out
 	procs    map[string]*process
+	ordered  map[string]bool // ended because somebody said so
 	cut      map[string]bool // sites
 	watch    *watcher
 	stopping bool
@@ -67,7 +68,7 @@ func newSupervisor(ctx context.Context, cfg devConfig, binary string, out io.Wri
 		layout: devLayout(cfg.HTTPPort, cfg.RaftPort),
 		spawn:  newSpawner(),
 		asking: map[string]*client.Client{},
-		procs:  map[string]*process{},
+		procs:  map[string]*process{}, ordered: map[string]bool{},
 		cut:    map[string]bool{},
 		failed: make(chan string, 1),
 		ctx:    ctx,
@@ -171,7 +172,7 @@ func (s *supervisor) ended(n devNode, p *process) {
 		return
 	}
 	s.watch.ended(n.Name, time.Now())
-	if !s.started {
+	if !s.started && !s.ordered[n.Name] {
 		select {
 		case s.failed <- fmt.Sprintf("%s %s", n.Name, p.end()):
 		default:
@@ -392,6 +393,9 @@ func (s *supervisor) kill(name string) (devReply, error) {
 	if p == nil || !p.running() {
 		return devReply{}, refuse("start it with holdfast dev start "+n.Name, "%s does not run", n.Name)
 	}
+	s.mu.Lock()
+	s.ordered[n.Name] = true
+	s.mu.Unlock()
 	if err := p.signal(syscall.SIGKILL); err != nil {
 		return devReply{}, fmt.Errorf("kill %s (pid %d): %w", n.Name, p.pid, err)
 	}
