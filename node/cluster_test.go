@@ -600,7 +600,7 @@ func TestANewVoterLearnsFirstAndThenVotes(t *testing.T) {
 	c.level()
 }
 
-func TestNoWriteFailsWhileLeadershipIsHandedOver(t *testing.T) {
+func TestNoRequestFailsWhileLeadershipIsHandedOver(t *testing.T) {
 	c := newCluster(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -614,6 +614,16 @@ func TestNoWriteFailsWhileLeadershipIsHandedOver(t *testing.T) {
 						return
 					}
 					writes.Add(1)
+				}
+			})
+		}
+		for _, mode := range []command.ReadMode{command.ReadConsistent, command.ReadDefault} {
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					if _, err := m.read("none", command.ReadOptions{Mode: mode}); !errors.Is(err, command.ErrKeyNotFound) {
+						t.Errorf("read of mode %d through %s: %v", mode, w, err)
+						return
+					}
 				}
 			})
 		}

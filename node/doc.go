@@ -15,6 +15,13 @@
 // index the node must have applied first, from the leader, which confirms its
 // leadership by a round among the voters (round.go); Await waits for it.
 //
+// # The files
+//
+// config.go and node.go say what a node is made of and how it lives; startup.go
+// brings it to where it was; join.go makes it a member; leadership.go leads and
+// hands over; peers.go remembers what others were seen to hold; status.go and
+// reports.go say how it and the others do.
+//
 // # Goroutines
 //
 //	leadership   follows Raft's state: opens and closes the group, proposes the
@@ -24,5 +31,6 @@
 //	watch        turns Raft's leader observations into wake-ups
 //	group        one per entry in flight, ends when nothing is pending
 //
-// All are started by Start and have ended when Stop returns.
+// All are started by Start and have ended when Stop returns, but for those that
+// wait for an answer the library never gives once it is shut down.
 package node

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -331,4 +333,139 @@ func TestAMalformedProposalNeverReachesTheLog(t *testing.T) {
 		t.Errorf("the log grew from %d to %d", last, now)
 	}
 	leader.mustPut("a", "1")
+}
+
+// skewedClock is a clock that a test can move.
+type skewedClock struct {
+	node.SystemClock
+	steady, wall atomic.Int64 // nanoseconds ahead
+}
+
+func (c *skewedClock) Steady() time.Duration {
+	return c.SystemClock.Steady() + time.Duration(c.steady.Load())
+}
+
+func (c *skewedClock) Wall() time.Time {
+	return c.SystemClock.Wall().Add(time.Duration(c.wall.Load()))
+}
+
+// A host that was suspended resumes with its leadership unexamined: the lease
+// must have run out by a clock that went on.
+func TestALeaseRunsOutWhileTheHostIsSuspended(t *testing.T) {
+	clocks := map[string]*skewedClock{}
+	c := newCluster(t, func(cfg *node.Config) {
+		clock := &skewedClock{}
+		clocks[cfg.Self.Name] = clock
+		// The library's own timers stand still for the time of the test.
+		cfg.Clock, cfg.Lease, cfg.Heartbeat, cfg.Wait = clock, time.Hour, 5*time.Second, time.Second
+		cfg.RoundTimeout = 300 * time.Millisecond
+	})
+	leader := c.leader()
+	leader.mustPut("a", "1")
+	read := command.ReadOptions{Mode: command.ReadDefault}
+	if _, err := leader.read("a", read); err != nil {
+		t.Fatal(err)
+	}
+	leader.cutFrom(c.followers()...)
+	if v, err := leader.read("a", read); err != nil || v != "1" {
+		t.Errorf("within the lease: %q, %v", v, err)
+	}
+	clocks[leader.name].steady.Store(int64(2 * time.Hour))
+	if v, err := leader.read("a", read); err == nil {
+		t.Errorf("a leader that slept for two hours, and reaches nobody, answered %q", v)
+	}
+	leader.heal()
+}
+
+// No wall clock moves cluster time: a new leader goes on from the last stamp.
+func TestANewLeaderContinuesClusterTime(t *testing.T) {
+	wrong := map[string]time.Duration{"n1": -24 * time.Hour, "n2": 0, "n3": 24 * time.Hour}
+	began := time.Now()
+	c := newCluster(t, func(cfg *node.Config) {
+		clock := &skewedClock{}
+		clock.wall.Store(int64(wrong[cfg.Self.Name]))
+		clock.steady.Store(int64(wrong[cfg.Self.Name] + 48*time.Hour))
+		cfg.Clock = clock
+	})
+	last := command.Stamp(-1)
+	for i := range 6 {
+		leader := c.leader()
+		leader.mustPut("a", fmt.Sprint(i))
+		stamp, _ := leader.state.Stamp()
+		if stamp < last || time.Duration(stamp) > time.Since(began)+time.Second {
+			t.Errorf("leader %s stamps %v after %v, the cluster is %v old", leader.name, time.Duration(stamp), time.Duration(last), time.Since(began))
+		}
+		last = stamp
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		if err := leader.n.Load().StepDown(ctx); err != nil {
+			t.Error(err)
+		}
+		cancel()
+	}
+}
+
+// A state that is older than the log begins would make the library stop the
+// process; a log that ends below the state would refuse its next entry.
+func TestStateAndLogAreMadeToFitBeforeRaftStarts(t *testing.T) {
+	c := newCluster(t, func(cfg *node.Config) { cfg.LogRetention = 1 })
+	for _, m := range c.members {
+		m.stop()
+		m.logStore = store.LogStoreBolt // it drops entries for good
+		m.start()
+	}
+	f := c.followers()[0]
+	old := t.TempDir()
+	keep := func(name string) {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join(f.dir, name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(old, name), b, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	putBack := func(name string) {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join(old, name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(f.dir, name), b, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.leader().mustPut("first", "1")
+	c.level()
+	f.stop()
+	keep("state.db")
+	keep("log.db")
+	f.start()
+	for i := range 600 {
+		c.leader().mustPut(fmt.Sprint("k", i%20), fmt.Sprint(i))
+	}
+	c.level()
+	if err := f.n.Load().Raft().Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+
+	f.stop()
+	putBack("state.db")
+	f.start()
+	c.level()
+	if got := f.replica.ReplicaStatus().LastCatchUp.Kind; got != "full" {
+		t.Errorf("a state below the log's beginning was filled by %q", got)
+	}
+
+	f.stop()
+	putBack("log.db")
+	f.start()
+	c.leader().mustPut("last", "1")
+	c.level()
+	if first, _, err := f.logs.Bounds(); err != nil || first < 600 {
+		t.Errorf("the log that ended below the state is still there: it begins at %d, %v", first, err)
+	}
+	if v, err := f.read("k7", command.ReadOptions{Mode: command.ReadConsistent}); err != nil || v != "587" {
+		t.Errorf("k7 is %q, %v", v, err)
+	}
 }

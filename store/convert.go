@@ -186,7 +186,7 @@ func (d *Dir) removeLog(kind string) error {
 	if err := d.step("remove " + kind); err != nil {
 		return err
 	}
-	return fsyncDir(d.path)
+	return syncPath(d.path)
 }
 
 // logSize is the space in bytes that the files of a log take at most.

@@ -521,16 +521,3 @@ func (s *State) replace(n *generation) {
 		}
 	})
 }
-
-// syncPath makes a file or the entries of a folder durable.
-func syncPath(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	err = f.Sync()
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	return err
-}

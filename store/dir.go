@@ -157,7 +157,7 @@ func makeDir(path string) error {
 		return err
 	}
 	for _, p := range parents {
-		if err := fsyncDir(p); err != nil {
+		if err := syncPath(p); err != nil {
 			return err
 		}
 	}

@@ -162,11 +162,11 @@ func writeIdentity(dir string, id Identity, step func(string) error) error {
 	if err := step("rename " + identityTmpFile); err != nil {
 		return err
 	}
-	return fsyncDir(dir)
+	return syncPath(dir)
 }
 
-// fsyncDir makes the names in a directory durable.
-func fsyncDir(path string) error {
+// syncPath makes a file, or the names in a directory, durable.
+func syncPath(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err

@@ -74,7 +74,7 @@ func openBolt(path string) (*raftboltdb.BoltStore, error) {
 	if err := os.Rename(tmp, path); err != nil {
 		return nil, err
 	}
-	if err := fsyncDir(filepath.Dir(path)); err != nil {
+	if err := syncPath(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
 	return open(path)

@@ -59,7 +59,7 @@ type walLog struct {
 // is created leaves a directory that can be opened again.
 func openWAL(dir string, segmentBytes int, log hclog.Logger) (*walLog, error) {
 	if err := os.Mkdir(dir, dirMode); err == nil {
-		if err := fsyncDir(filepath.Dir(dir)); err != nil {
+		if err := syncPath(filepath.Dir(dir)); err != nil {
 			return nil, err
 		}
 	} else if !errors.Is(err, fs.ErrExist) {
@@ -234,7 +234,7 @@ func (f *walFiles) RecoverTail(info types.SegmentInfo) (types.SegmentWriter, err
 			return nil, err
 		}
 	}
-	if err := fsyncDir(f.dir); err != nil {
+	if err := syncPath(f.dir); err != nil {
 		return nil, err
 	}
 	w, err := f.Filer.RecoverTail(info)

@@ -1,0 +1,67 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+// rememberPeers notes what each member has been seen to hold, so that a disk
+// that is rolled back later is noticed (Check).
+func (n *Node) rememberPeers() {
+	n.reports.mu.Lock()
+	seen := make(map[string]uint64, len(n.reports.byID))
+	for id, r := range n.reports.byID {
+		seen[id] = r.Applied
+	}
+	n.reports.mu.Unlock()
+	n.seen.Lock()
+	defer n.seen.Unlock()
+	known := n.parts.Logs.Peers()
+	for id, applied := range seen {
+		p := known[id]
+		if applied > p.LastIndex {
+			p.LastIndex = applied
+			if err := n.parts.Logs.SetPeer(id, p); err != nil {
+				n.log.Warn("could not remember a peer", "id", id, "error", err)
+			}
+		}
+	}
+}
+
+// Check judges a peer at connect: whether its disk went back. A peer that
+// started less often, or holds less, than was seen of it may have forgotten a
+// vote or a write it acknowledged.
+//
+// Only a new process can have gone back, so each incarnation is judged once, at
+// its first connection. Later introductions may overtake one another: one that
+// was written before and arrives after says less, and means nothing.
+func (n *Node) Check(peer command.Hello) error {
+	if peer.Starts == 0 {
+		return nil // it only asks, and has not opened its data directory yet
+	}
+	n.seen.Lock()
+	defer n.seen.Unlock()
+	if n.seen.incarnation[peer.ID] == peer.Incarnation {
+		return nil
+	}
+	seen := n.parts.Logs.Peers()[peer.ID]
+	if peer.Starts < seen.Starts || peer.LastIndex < seen.LastIndex {
+		return command.ErrWentBack.With("%s was seen at start %d with entry %d, now it is at start %d with entry %d",
+			peer.Name, seen.Starts, seen.LastIndex, peer.Starts, peer.LastIndex)
+	}
+	if err := n.parts.Logs.SetPeer(peer.ID, command.PeerSeen{Starts: peer.Starts, LastIndex: max(peer.Applied, seen.LastIndex)}); err != nil {
+		return fmt.Errorf("remember %s: %w", peer.Name, err)
+	}
+	n.seen.incarnation[peer.ID] = peer.Incarnation
+	return nil
+}
+
+// Refused is told why a peer would not talk to this node. A peer that knows more
+// of this node than its disk does is right, whoever it is: the node ends.
+func (n *Node) Refused(reason error) {
+	if errors.Is(reason, command.ErrWentBack) {
+		n.Fail(reason, true)
+	}
+}
