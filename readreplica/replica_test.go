@@ -21,10 +21,10 @@ type fakeNode struct {
 	asks      atomic.Int64
 	clock     fakeClock
 	state     fakeState
-	caughtUp  command.CatchUp
 
-	mu      sync.Mutex
-	applied chan struct{} // guarded by mu; Await returns once it is closed
+	mu       sync.Mutex
+	caughtUp command.CatchUp // guarded by mu
+	applied  chan struct{}   // guarded by mu; Await returns once it is closed
 }
 
 type fakeClock struct {
@@ -135,10 +135,18 @@ func (n *fakeNode) Self() command.Member               { return command.Member{N
 func (n *fakeNode) Learner() bool                      { return n.learner }
 func (n *fakeNode) KnowsLeader() bool                  { return n.reachable.Load() }
 func (n *fakeNode) LastContact() (time.Duration, bool) { return 0, n.reachable.Load() }
-func (n *fakeNode) CatchUp() command.CatchUp           { return n.caughtUp }
-func (n *fakeNode) CaughtUp(c command.CatchUp)         { n.caughtUp = c }
-func (n *fakeNode) Failure() error                     { return nil }
-func (n *fakeNode) Status() command.NodeStatus         { return command.NodeStatus{State: "Learner"} }
+func (n *fakeNode) CatchUp() command.CatchUp {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.caughtUp
+}
+func (n *fakeNode) CaughtUp(c command.CatchUp) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.caughtUp = c
+}
+func (n *fakeNode) Failure() error             { return nil }
+func (n *fakeNode) Status() command.NodeStatus { return command.NodeStatus{State: "Learner"} }
 
 func nothing(command.View) error { return nil }
 
@@ -323,7 +331,7 @@ func TestErrorsOfTheEvaluationComeBackUnchanged(t *testing.T) {
 
 func TestTheReturnAfterAnAbsenceIsRecordedAsACatchUpByLog(t *testing.T) {
 	started(t, true, func(t *testing.T, n *fakeNode, r *Replica) {
-		n.caughtUp = command.CatchUp{}
+		n.CaughtUp(command.CatchUp{})
 		n.reachable.Store(false)
 		n.state.applied.Store(40)
 		time.Sleep(time.Minute)
