@@ -339,10 +339,10 @@ func (r *Replica) ReplicaStatus() command.ReplicaStatus {
 		Running: r.Failure() == nil, Mode: "voter", FailedRequests: r.failed.Load(), SecondsSinceLastSuccess: -1,
 		Applied: n.Revision, AppliedIndex: n.AppliedIndex, Lineage: hex.EncodeToString(n.Lineage[:]), Staleness: -1, LastCatchUp: r.CatchUp(),
 	}
-	switch n.State {
-	case "Leader":
+	switch {
+	case n.State == "Leader":
 		s.Mode = "leader"
-	case "Learner":
+	case n.State == "Learner" || r.Learner(): // also one that takes part no longer
 		s.Mode = "learner"
 	}
 	now := r.clock.Steady()

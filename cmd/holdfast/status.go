@@ -124,7 +124,11 @@ func (r nodeReport) print(w io.Writer) error {
 		}
 	}
 	catchUp := "none"
-	if cu := r.Replica.LastCatchUp; cu.Kind != "" {
+	switch cu := r.Replica.LastCatchUp; cu.Kind {
+	case "":
+	case "log":
+		catchUp = fmt.Sprintf("by log: %s log entries, %s", count(cu.Records), span(seconds(cu.Seconds)))
+	default:
 		catchUp = fmt.Sprintf("by %s: %s, %s, %s", cu.Kind, plural(cu.Records, "record"), size(cu.Bytes), span(seconds(cu.Seconds)))
 	}
 	return table(w, [][]string{
