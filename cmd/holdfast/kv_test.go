@@ -396,7 +396,7 @@ func TestSitesAndStatusAreTablesForPeopleAndJSONForPrograms(t *testing.T) {
 			_, _ = io.WriteString(w, `[{"Name":"home","Home":true,"Servers":[{"ID":"n1-0","Name":"n1","Role":"voter","State":"leader","Address":"h:8300","HTTP":"h:8500","Applied":9,"Lineage":"00112233445566778899aabbccddeeff","LastContact":"0s","Version":"1.0.0"}]},
 				{"Name":"east","Servers":[{"ID":"e1-0","Name":"e1","Role":"learner","State":"catching-up","Address":"e:8300","HTTP":"e:8500","Applied":7,"LastContact":"3ms","Version":"1.0.0","Lag":{"Entries":1200,"Bytes":2048,"Seconds":1.5,"ETA":2}}]}]`)
 		case "/v1/replica/status":
-			_, _ = io.WriteString(w, `{"Running":true,"Mode":"learner","Status":"cut-off","FailedRequests":3,"SecondsSinceLastSuccess":8,"Applied":7,"AppliedIndex":70,"Lineage":"abc","Staleness":8200,"LastCatchUp":{"Kind":"log","Records":2,"Bytes":10,"Seconds":0.1}}`)
+			_, _ = io.WriteString(w, `{"Running":true,"Mode":"learner","Status":"cut-off","FailedRequests":3,"SecondsSinceLastSuccess":8,"Applied":7,"AppliedIndex":70,"Lineage":"abc","Staleness":8200,"LastCatchUp":{"Kind":"log","Records":2,"Bytes":0,"Seconds":0.1}}`)
 		case "/v1/agent/self":
 			_, _ = io.WriteString(w, `{"Config":{"NodeName":"e1","NodeID":"e1-0","Datacenter":"dc1"},"Stats":{"holdfast":{"leader":"n1"}},"Meta":{"holdfast-site":"east","holdfast-version":"1.0.0"}}`)
 		case "/v1/status/leader":
@@ -425,7 +425,7 @@ func TestSitesAndStatusAreTablesForPeopleAndJSONForPrograms(t *testing.T) {
 		"Lineage        abc\n"+
 		"Staleness      at most 8.2s\n"+
 		"Last probe     8s ago, 3 failed since\n"+
-		"Last catch-up  by log: 2 records, 10 B, 100ms\n"+
+		"Last catch-up  by log: 2 log entries, 100ms\n"+
 		"Version        1.0.0\n")
 	var report nodeReport
 	if r := cli(t, "", "status", "--json"); json.Unmarshal([]byte(r.out), &report) != nil || report.Replica.AppliedIndex != 70 || !report.Ready || report.LeaderName != "n1" {
