@@ -145,12 +145,18 @@ func (n *Node) MayLead() bool {
 	if n.raft == nil {
 		return false
 	}
+	s, ok := n.server(n.id)
+	return ok && s.Suffrage == raft.Voter
+}
+
+// server finds a member in the latest Raft configuration.
+func (n *Node) server(id string) (raft.Server, bool) {
 	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
-		if string(s.ID) == n.id {
-			return s.Suffrage == raft.Voter
+		if string(s.ID) == id {
+			return s, true
 		}
 	}
-	return false
+	return raft.Server{}, false
 }
 
 func encode(v any) ([]byte, error) { return json.Marshal(v) }

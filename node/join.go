@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -108,9 +109,11 @@ func Preflight(ctx context.Context, cfg Config, clusterID string, t Transport) e
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	me := candidate{Member: cfg.Self, ClusterID: clusterID}
+	check := cfg.entry()
+	check.Check = true
 	verdicts := make(chan error, len(cfg.Join))
 	for _, addr := range cfg.Join {
-		go func() { verdicts <- preflightOne(ctx, t, addr, cfg.Datacenter, cfg.Incarnation, me) }()
+		go func() { verdicts <- preflightOne(ctx, t, addr, me, check) }()
 	}
 	for range cfg.Join {
 		if err := <-verdicts; err != nil && permanent(err) {
@@ -120,7 +123,7 @@ func Preflight(ctx context.Context, cfg Config, clusterID string, t Transport) e
 	return nil
 }
 
-func preflightOne(ctx context.Context, t Transport, addr, datacenter, incarnation string, me candidate) error {
+func preflightOne(ctx context.Context, t Transport, addr string, me candidate, check join) error {
 	if addr == me.Member.RaftAddr {
 		return nil
 	}
@@ -134,7 +137,7 @@ func preflightOne(ctx context.Context, t Transport, addr, datacenter, incarnatio
 	if !they.formed() {
 		return nil
 	}
-	_, err = ask[joined](ctx, t, addr, methodJoin, join{Member: me.Member, Datacenter: datacenter, Incarnation: incarnation, Check: true})
+	_, err = ask[joined](ctx, t, addr, methodJoin, check)
 	return err
 }
 
@@ -221,23 +224,19 @@ func (n *Node) known() bool {
 	if err != nil || !slices.Contains(members, n.cfg.Self) {
 		return false
 	}
-	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
-		if string(s.ID) == n.id {
-			return true
-		}
-	}
-	return false
+	_, ok := n.server(n.id)
+	return ok
 }
 
-// entry is this member's entry in the members table, as it asks for it.
-func (n *Node) entry() join {
-	return join{Member: n.cfg.Self, Datacenter: n.cfg.Datacenter, Incarnation: n.cfg.Incarnation}
+// entry is the member's entry in the members table, as it asks for it.
+func (c *Config) entry() join {
+	return join{Member: c.Self, Datacenter: c.Datacenter, Incarnation: c.Incarnation}
 }
 
 // announce sends the member's entry to the leader, by the way the node knows
 // it or by the addresses of Config.Join.
 func (n *Node) announce(ctx context.Context) error {
-	req, err := encode(n.entry())
+	req, err := encode(n.cfg.entry())
 	if err != nil {
 		return err
 	}
@@ -250,7 +249,7 @@ func (n *Node) announce(ctx context.Context) error {
 		if addr == n.cfg.Self.RaftAddr {
 			continue
 		}
-		if _, err = ask[joined](ctx, n.parts.Transport, addr, methodJoin, n.entry()); err == nil || permanent(err) {
+		if _, err = ask[joined](ctx, n.parts.Transport, addr, methodJoin, n.cfg.entry()); err == nil || permanent(err) {
 			return err
 		}
 	}
@@ -327,7 +326,7 @@ func (n *Node) meet(ctx context.Context) error {
 
 // joinAt enters the cluster that the node at addr belongs to.
 func (n *Node) joinAt(ctx context.Context, addr string) error {
-	answer, err := ask[joined](ctx, n.parts.Transport, addr, methodJoin, n.entry())
+	answer, err := ask[joined](ctx, n.parts.Transport, addr, methodJoin, n.cfg.entry())
 	if err != nil {
 		return err
 	}
@@ -352,12 +351,7 @@ func (n *Node) form(ctx context.Context, id string, candidates map[string]comman
 	for _, m := range candidates {
 		members = append(members, m)
 	}
-	slices.SortFunc(members, func(a, b command.Member) int {
-		if a.ID < b.ID {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(members, func(a, b command.Member) int { return strings.Compare(a.ID, b.ID) })
 	if members[0].ID != n.id {
 		return fmt.Errorf("waiting for %s to form the cluster", members[0].Name)
 	}
@@ -524,10 +518,7 @@ func (n *Node) add(ctx context.Context, m command.Member, former string) error {
 	if _, err := n.Propose(ctx, &command.MemberSet{Member: m}); err != nil {
 		return err
 	}
-	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
-		if string(s.ID) != m.ID {
-			continue
-		}
+	if s, ok := n.server(m.ID); ok {
 		if s.Suffrage == raft.Voter && m.Role == command.RoleLearner {
 			return raftError(n.wait(n.raft.DemoteVoter(s.ID, 0, n.cfg.Wait)))
 		}

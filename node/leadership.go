@@ -136,8 +136,8 @@ const levelEntries = 128
 // level reports whether a member said, recently, that it holds nearly all of
 // the log.
 func (n *Node) level(id string) bool {
-	r, at, ok := n.reports.get(id)
-	return ok && n.cfg.Clock.Steady()-at < 2*time.Second && r.LastIndex+levelEntries >= n.raft.LastIndex()
+	r, ok := n.reports.get(id)
+	return ok && n.cfg.Clock.Steady()-r.at < 2*time.Second && r.LastIndex+levelEntries >= n.raft.LastIndex()
 }
 
 // table is the cluster and its members as this node has them applied.

@@ -219,7 +219,7 @@ func (n *Node) Probe(ctx context.Context, staleness time.Duration, known bool) (
 	return n.remoteIndex(methodProbe, req)
 }
 
-// Export calls fn for every record under prefix exactly at revision, 0 for now.
+// Export calls fn for every record under prefix exactly at revision; 0 is the newest.
 func (n *Node) Export(ctx context.Context, prefix string, revision uint64, fn func(command.Record) error) error {
 	return n.parts.State.Export(ctx, prefix, revision, fn)
 }

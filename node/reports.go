@@ -48,14 +48,7 @@ func (r *reports) record(id string, rep Report, at time.Duration, leader uint64)
 	r.byID[id] = now
 }
 
-func (r *reports) get(id string) (Report, time.Duration, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	v, ok := r.byID[id]
-	return v.Report, v.at, ok
-}
-
-func (r *reports) full(id string) (reported, bool) {
+func (r *reports) get(id string) (reported, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	v, ok := r.byID[id]

@@ -129,7 +129,7 @@ func (n *Node) leaderSites() ([]command.Site, uint64, error) {
 	}
 	now := n.cfg.Clock.Steady()
 	return n.sites(func(m command.Member, s *command.Server) {
-		r, ok := n.reports.full(m.ID)
+		r, ok := n.reports.get(m.ID)
 		if !ok {
 			s.State = "unreachable"
 			return
