@@ -65,6 +65,10 @@ type Config struct {
 	// IdleTimeout ends a copy stream on which no byte moved for so long. There is
 	// no bound on its total.
 	IdleTimeout time.Duration
+	// CopyRate bounds the bytes per second of all copy streams this node sends
+	// together, as they travel: compressed where they are. They share it equally.
+	// 0 is no bound; nothing else is counted or held up.
+	CopyRate int64
 	// PingInterval is how often each end of a call connection shows that it is
 	// alive, and DeadAfter how long one may be silent before it is given up and
 	// its waiting calls fail. DeadAfter must be at least twice PingInterval. Time
@@ -101,6 +105,9 @@ func (c Config) withDefaults() (Config, error) {
 		if *d.value == 0 {
 			*d.value = d.def
 		}
+	}
+	if c.CopyRate < 0 {
+		return c, errors.New("transport: Config.CopyRate is negative")
 	}
 	if c.DeadAfter < 2*c.PingInterval {
 		return c, fmt.Errorf("transport: DeadAfter %v is below twice PingInterval %v; one late ping would end a healthy connection",

@@ -1,15 +1,17 @@
 package transport
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
-	"net"
+	"os"
+	"sync"
 	"time"
+
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/holdfast-db/holdfast/command"
 )
@@ -17,30 +19,61 @@ import (
 // A copy connection carries one request (length (4), bytes) and then the stream
 // in chunks:
 //
-//	length (4) | CRC-32C of the bytes (4) | bytes
+//	kind (1) | length of the body (3) | CRC-32C of all but itself (4) | body
 //
-// ended by a mark or an error, whose length field is one no chunk has.
+// The sender decides for each chunk whether it is compressed. The checksum is
+// that of the bytes on the wire, so nothing damaged reaches the decoder.
 const (
-	chunkHeader  = 8
-	chunkSize    = 64 << 10
-	maxChunk     = 1 << 20
-	maxCopyAsk   = 1 << 20
-	chunkEnd     = 0xFFFFFFFF // followed by the bytes of the stream (8)
-	chunkFailure = 0xFFFFFFFE // followed by the length of an encoded error (4) and the error
-	endMark      = chunkHeader + 8
+	chunkHeader = 8
+	// chunkSize is the most a chunk carries and the most it takes on the wire:
+	// what a receiver allocates, whatever it is sent. Smaller chunks make loopback
+	// slower, larger ones gain nothing.
+	chunkSize  = 256 << 10
+	maxCopyAsk = 1 << 20
+	endSize    = 8
+)
+
+// chunkKind says what the body of a chunk is.
+type chunkKind uint8
+
+const (
+	chunkPlain chunkKind = 1 // bytes of the stream
+	chunkZstd  chunkKind = 2 // bytes of the stream, as one zstd frame
+	chunkAlive chunkKind = 3 // empty: the sender has nothing to send yet
+	chunkEnd   chunkKind = 4 // the bytes of the whole stream (8); nothing follows
+	chunkError chunkKind = 5 // the error that ended the stream; nothing follows
+)
+
+// A copy stream that ends before its end is one of these; what was read from it
+// until then was verified.
+var (
+	// ErrCorrupt reports a copy stream whose bytes do not match their checksum.
+	ErrCorrupt = errors.New("copy stream is corrupt")
+	// ErrCutOff reports a copy stream whose connection broke.
+	ErrCutOff = errors.New("copy stream was cut off")
+	// ErrIdle reports a copy stream on which nothing moved for
+	// Config.IdleTimeout.
+	ErrIdle = errors.New("copy stream was idle")
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// ErrCorrupt reports a copy stream whose bytes do not match their checksum.
-var ErrCorrupt = errors.New("copy stream is corrupt")
+// seal fills in the header of a chunk, its first chunkHeader bytes.
+func seal(chunk []byte, kind chunkKind) {
+	binary.BigEndian.PutUint32(chunk, uint32(kind)<<24|uint32(len(chunk)-chunkHeader))
+	binary.BigEndian.PutUint32(chunk[4:], chunkSum(chunk[:4], chunk[chunkHeader:]))
+}
+
+func chunkSum(head, body []byte) uint32 {
+	return crc32.Update(crc32.Checksum(head, castagnoli), castagnoli, body)
+}
 
 // FetchCopy asks a node for a copy stream. It returns when the first bytes are
 // there, or the refusal of the peer's handler, with its code. Read yields only
-// bytes whose checksum was right: a damaged chunk is ErrCorrupt, a stream that
-// ends before its end mark is io.ErrUnexpectedEOF, one on which nothing moves
-// for Config.IdleTimeout fails with a timeout, and io.EOF means that all of it
-// was read. The stream ends with ctx; Close releases it at any time.
+// bytes whose checksum was right, and io.EOF means that all of it was read. A
+// stream that ends otherwise says why: ErrCorrupt, ErrCutOff, ErrIdle, or the
+// error of the peer's handler with its code. It ends with ctx; Close releases it
+// at any time.
 func (t *Transport) FetchCopy(ctx context.Context, to string, req []byte) (io.ReadCloser, error) {
 	c, err := t.dialPeer(ctx, purposeCopy, to)
 	if err != nil {
@@ -70,13 +103,12 @@ func (t *Transport) fetch(ctx context.Context, c *conn, req []byte) (io.ReadClos
 		c.Close()
 		return nil, fmt.Errorf("copy request of %d bytes is too large", len(req))
 	}
-	s := &copyReader{c: c, ctx: ctx, r: bufio.NewReaderSize(idleReader{c}, chunkSize+chunkHeader)}
+	s := &copyReader{c: c, ctx: ctx, count: copyMeter{&c.peer.copies.received, &t.copies.received}}
+	s.count.begin()
+	s.end = sync.OnceFunc(s.count.end)
 	s.stop = context.AfterFunc(ctx, func() { c.Close() })
 	b := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(req)), uint32(len(req)))
-	err := c.SetWriteDeadline(time.Now().Add(t.cfg.IdleTimeout))
-	if err == nil {
-		_, err = c.Write(append(b, req...))
-	}
+	_, err := writeMoving(c, append(b, req...))
 	if err == nil {
 		err = s.next()
 	}
@@ -90,15 +122,18 @@ func (t *Transport) fetch(ctx context.Context, c *conn, req []byte) (io.ReadClos
 
 // copyReader is the receiving end of a copy stream.
 type copyReader struct {
-	c    *conn
-	ctx  context.Context
-	stop func() bool
-	r    *bufio.Reader
+	c     *conn
+	ctx   context.Context
+	stop  func() bool
+	count copyMeter
+	end   func() // of the count, once
 
 	chunk []byte // verified and not yet read
-	buf   []byte // what chunk is part of
-	total uint64
-	err   error // what follows chunk
+	body  []byte // of a chunk, as it came
+	plain []byte // of a compressed chunk
+	zstd  *zstd.Decoder
+	total uint64 // bytes verified
+	err   error  // what follows chunk
 }
 
 // Read implements io.Reader.
@@ -119,73 +154,119 @@ func (s *copyReader) Read(b []byte) (int, error) {
 // Close implements io.Closer.
 func (s *copyReader) Close() error {
 	s.stop()
+	s.end()
 	return s.c.Close()
 }
 
-// reason adds to an error whence it came.
+// reason makes of what ended the stream what the caller is told.
 func (s *copyReader) reason(err error) error {
 	var coded *command.Error
 	switch {
-	case err == io.EOF || err == io.ErrUnexpectedEOF || errors.As(err, &coded):
+	case err == io.EOF || errors.As(err, &coded):
 		return err
 	case s.c.t.ctx.Err() != nil:
 		return command.ErrStopping
 	case s.ctx.Err() != nil:
 		err = s.ctx.Err()
+	case !errors.Is(err, ErrCorrupt):
+		err = broken(s.c, s.total, err)
 	}
 	return fmt.Errorf("copy from %s: %w", s.c.remote.Name, err)
 }
 
-// next reads a chunk. io.EOF: the end mark was there.
+// broken says of a network error after so many bytes of a stream what it is.
+func broken(c *conn, bytes uint64, err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("%w for %v after %d bytes: %w", ErrIdle, c.t.cfg.IdleTimeout, bytes, err)
+	}
+	return fmt.Errorf("%w after %d bytes: %w", ErrCutOff, bytes, err)
+}
+
+// next reads chunks until it has one with bytes of the stream. io.EOF: the end
+// mark was there.
 func (s *copyReader) next() error {
-	var h [chunkHeader]byte
-	if _, err := io.ReadFull(s.r, h[:]); err != nil {
-		return cutShort(err)
-	}
-	n, sum := binary.BigEndian.Uint32(h[:]), binary.BigEndian.Uint32(h[4:])
-	switch {
-	case n == chunkEnd:
-		var total [8]byte
-		if _, err := io.ReadFull(s.r, total[:]); err != nil {
-			return cutShort(err)
+	for len(s.chunk) == 0 {
+		kind, body, err := s.receive()
+		if err != nil {
+			return err
 		}
-		if got := binary.BigEndian.Uint64(total[:]); got != s.total || crc32.Checksum(total[:], castagnoli) != sum {
-			return fmt.Errorf("%w: it ends after %d bytes and should have %d", ErrCorrupt, s.total, got)
+		switch kind {
+		case chunkPlain:
+			s.chunk = body
+		case chunkZstd:
+			if s.chunk, err = s.unpack(body); err != nil {
+				return fmt.Errorf("%w: after %d bytes: %w", ErrCorrupt, s.total, err)
+			}
+		case chunkAlive:
+			continue
+		case chunkEnd:
+			if len(body) != endSize || binary.BigEndian.Uint64(body) != s.total {
+				return fmt.Errorf("%w: it ends after %d bytes and should have another length", ErrCorrupt, s.total)
+			}
+			return io.EOF
+		case chunkError:
+			return command.DecodeError(body)
+		default:
+			return fmt.Errorf("%w: chunk of unknown kind %d after %d bytes", ErrCorrupt, kind, s.total)
 		}
-		return io.EOF
-	case n == chunkFailure:
-		if sum > maxChunk {
-			return fmt.Errorf("%w: error of %d bytes", ErrCorrupt, sum)
+		if len(s.chunk) == 0 {
+			return fmt.Errorf("%w: chunk of nothing after %d bytes", ErrCorrupt, s.total)
 		}
-		b := make([]byte, sum)
-		if _, err := io.ReadFull(s.r, b); err != nil {
-			return cutShort(err)
-		}
-		return command.DecodeError(b)
-	case n == 0 || n > maxChunk:
-		return fmt.Errorf("%w: chunk of %d bytes", ErrCorrupt, n)
 	}
-	if cap(s.buf) < int(n) {
-		s.buf = make([]byte, max(n, chunkSize))
-	}
-	chunk := s.buf[:n]
-	if _, err := io.ReadFull(s.r, chunk); err != nil {
-		return cutShort(err)
-	}
-	if crc32.Checksum(chunk, castagnoli) != sum {
-		return fmt.Errorf("%w: wrong checksum after %d bytes", ErrCorrupt, s.total)
-	}
-	s.chunk = chunk
-	s.total += uint64(n)
+	s.total += uint64(len(s.chunk))
+	s.count.payload(len(s.chunk))
 	return nil
 }
 
-// cutShort says that an end here comes too early.
-func cutShort(err error) error {
+// receive reads one chunk and verifies its checksum. The body is good until the
+// next call.
+func (s *copyReader) receive() (chunkKind, []byte, error) {
+	var h [chunkHeader]byte
+	if err := s.fill(h[:]); err != nil {
+		return 0, nil, err
+	}
+	head := binary.BigEndian.Uint32(h[:])
+	kind, n := chunkKind(head>>24), int(head&0xFFFFFF)
+	if n > chunkSize {
+		return 0, nil, fmt.Errorf("%w: chunk of %d bytes", ErrCorrupt, n)
+	}
+	if s.body == nil && n > 0 {
+		s.body = make([]byte, chunkSize)
+	}
+	body := s.body[:n]
+	if err := s.fill(body); err != nil {
+		return 0, nil, err
+	}
+	if chunkSum(h[:4], body) != binary.BigEndian.Uint32(h[4:]) {
+		return 0, nil, fmt.Errorf("%w: wrong checksum after %d bytes", ErrCorrupt, s.total)
+	}
+	return kind, body, nil
+}
+
+// fill reads b from the connection, each read of which gets IdleTimeout.
+func (s *copyReader) fill(b []byte) error {
+	n, err := io.ReadFull(idleReader{s.c}, b)
+	s.count.wire(n)
 	if err == io.EOF {
-		return io.ErrUnexpectedEOF
+		return io.ErrUnexpectedEOF // the end mark comes before the end
 	}
 	return err
+}
+
+// unpack decompresses the body of a chunk. However much it claims to hold, no
+// more than chunkSize is made room for.
+func (s *copyReader) unpack(body []byte) ([]byte, error) {
+	if s.zstd == nil {
+		// With one decoder and no stream it has no goroutines, so that it need not
+		// be closed.
+		d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxMemory(chunkSize), zstd.WithDecodeAllCapLimit(true))
+		if err != nil {
+			return nil, err
+		}
+		s.zstd, s.plain = d, make([]byte, 0, chunkSize)
+	}
+	return s.zstd.DecodeAll(body, s.plain)
 }
 
 // idleReader gives each read of a connection IdleTimeout.
@@ -196,99 +277,4 @@ func (r idleReader) Read(b []byte) (int, error) {
 		return 0, err
 	}
 	return r.c.Read(b)
-}
-
-// copyWriter is the sending end of a copy stream: it gathers chunks.
-type copyWriter struct {
-	c     *conn
-	buf   []byte // header and bytes of the chunk being gathered
-	total uint64
-	err   error
-}
-
-// Write implements io.Writer.
-func (w *copyWriter) Write(b []byte) (int, error) {
-	var done int
-	for done < len(b) && w.err == nil {
-		n := min(len(b)-done, chunkHeader+chunkSize-len(w.buf))
-		w.buf = append(w.buf, b[done:done+n]...)
-		done += n
-		if len(w.buf) == chunkHeader+chunkSize {
-			w.flush()
-		}
-	}
-	return done, w.err
-}
-
-// flush sends the chunk gathered so far.
-func (w *copyWriter) flush() {
-	bytes := w.buf[chunkHeader:]
-	if len(bytes) == 0 || w.err != nil {
-		return
-	}
-	binary.BigEndian.PutUint32(w.buf, uint32(len(bytes)))
-	binary.BigEndian.PutUint32(w.buf[4:], crc32.Checksum(bytes, castagnoli))
-	w.total += uint64(len(bytes))
-	w.send(w.buf)
-	w.buf = w.buf[:chunkHeader]
-}
-
-func (w *copyWriter) send(b []byte) {
-	if w.err == nil {
-		w.err = w.c.SetWriteDeadline(time.Now().Add(w.c.t.cfg.IdleTimeout))
-	}
-	if w.err == nil {
-		_, w.err = w.c.Write(b)
-	}
-}
-
-// finish ends the stream: with its mark, or with the handler's error.
-func (w *copyWriter) finish(err error) error {
-	if err != nil {
-		e := command.EncodeError(err)
-		b := binary.BigEndian.AppendUint32(nil, chunkFailure)
-		b = binary.BigEndian.AppendUint32(b, uint32(len(e)))
-		w.send(append(b, e...))
-		return err
-	}
-	w.flush()
-	var b [endMark]byte
-	binary.BigEndian.PutUint32(b[:], chunkEnd)
-	binary.BigEndian.PutUint64(b[chunkHeader:], w.total)
-	binary.BigEndian.PutUint32(b[4:], crc32.Checksum(b[chunkHeader:], castagnoli))
-	w.send(b[:])
-	return w.err
-}
-
-// serveCopy answers the one request of a copy connection.
-func (t *Transport) serveCopy(c *conn) error {
-	r := idleReader{c}
-	var h [4]byte
-	if _, err := io.ReadFull(r, h[:]); err != nil {
-		return err
-	}
-	n := binary.BigEndian.Uint32(h[:])
-	if n > maxCopyAsk {
-		return fmt.Errorf("copy request of %d bytes", n)
-	}
-	req := make([]byte, n)
-	if _, err := io.ReadFull(r, req); err != nil {
-		return err
-	}
-	if err := c.SetReadDeadline(time.Time{}); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithCancel(t.ctx)
-	defer cancel()
-	// The caller says nothing more, so the end of reading is its end.
-	watching := t.spawn(func() {
-		defer cancel()
-		var b [1]byte
-		_, _ = c.Read(b[:])
-	})
-	if !watching {
-		return net.ErrClosed
-	}
-	w := &copyWriter{c: c, buf: make([]byte, chunkHeader, chunkHeader+chunkSize)}
-	return w.finish(t.handler.Copy(ctx, c.remote, req, w))
 }

@@ -35,6 +35,16 @@
 // the kernel all that has gathered with a single write. Both ends ping, so a
 // peer that fell silent is noticed, and calls that wait on it fail at once.
 //
+// # Copies
+//
+// Each copy has a connection of its own, so that no receiver holds up another,
+// and is sent in chunks, each verified before a byte of it is read. The sender
+// compresses chunks while that makes a slow link faster, see pace, keeps all its
+// copies together to Config.CopyRate, and shows that it is alive while its
+// handler has nothing to send. There is no bound on the time a copy takes, only
+// on that in which nothing moves. Taking up a broken one is the business of
+// those who ask for it and answer.
+//
 // # Goroutines
 //
 // All of them belong to the Transport, and Close returns when they have ended:
@@ -48,4 +58,5 @@
 //	read       one for each replication pipeline: reads its answers
 //	deliver    at most one, while InjectCommit has something to deliver
 //	a watcher  one for each copy being sent: notices that its caller is gone
+//	keepAlive  one for each copy being sent: speaks while its handler is silent
 package transport

@@ -99,6 +99,7 @@ func (t *Transport) hold(to string, err error, try func(context.Context) error) 
 		back = p.returned() // before the try, so that no return is missed
 		err = try(ctx)
 		if err == nil || errors.As(err, &answered) {
+			p.behind.Store(true)
 			t.log.Info("peer is back, replication to it goes on", "peer", to, "after", time.Since(began))
 			return err
 		}

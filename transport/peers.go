@@ -23,6 +23,9 @@ type PeerInfo struct {
 	// or the peer was disconnected, without introductions.
 	BytesSent     uint64
 	BytesReceived uint64
+	// CopiesSent and CopiesReceived count the copy streams exchanged with the peer.
+	CopiesSent     CopyCount
+	CopiesReceived CopyCount
 	// Hello is how the peer last introduced itself.
 	Hello command.Hello
 }
@@ -34,8 +37,10 @@ type peer struct {
 	forget context.CancelFunc
 
 	sent, received atomic.Uint64
+	copies         copyCounters
 	contact        atomic.Int64 // unix nanoseconds
 	rtt            atomic.Int64 // nanoseconds
+	behind         atomic.Bool  // replication was held for it, and no pipeline was asked for since
 
 	mu     sync.Mutex // guards what follows; taken after Transport.mu, never before
 	hello  command.Hello
@@ -79,12 +84,14 @@ func (p *peer) info() PeerInfo {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	i := PeerInfo{
-		Connected:     len(p.conns) > 0,
-		RTT:           time.Duration(p.rtt.Load()),
-		RemoteAddr:    p.remote,
-		BytesSent:     p.sent.Load(),
-		BytesReceived: p.received.Load(),
-		Hello:         p.hello,
+		Connected:      len(p.conns) > 0,
+		RTT:            time.Duration(p.rtt.Load()),
+		RemoteAddr:     p.remote,
+		BytesSent:      p.sent.Load(),
+		BytesReceived:  p.received.Load(),
+		Hello:          p.hello,
+		CopiesSent:     p.copies.sent.count(),
+		CopiesReceived: p.copies.received.count(),
 	}
 	if at := p.contact.Load(); at != 0 {
 		i.LastContact = time.Unix(0, at)

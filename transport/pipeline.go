@@ -46,7 +46,15 @@ func (f *appendFuture) settle(err error) {
 
 // AppendEntriesPipeline implements raft.Transport. A pipeline has a connection
 // of its own, made anew.
+//
+// There is none right after a peer was away. Raft sends one message into a
+// pipeline per new entry, or per commit interval where there are none: too few
+// for who has missed much. Without a pipeline it sends one after the other until
+// the peer is level, and then asks for a pipeline again.
 func (t *Transport) AppendEntriesPipeline(id raft.ServerID, _ raft.ServerAddress) (raft.AppendPipeline, error) {
+	if t.peer(string(id)).behind.Swap(false) {
+		return nil, raft.ErrPipelineReplicationNotSupported
+	}
 	rc, err := t.dialRaft(t.ctx, string(id))
 	if err != nil {
 		return nil, err

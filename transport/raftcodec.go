@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -71,10 +72,18 @@ func appendRPCHeader(b []byte, h raft.RPCHeader) []byte {
 	return appendBytes(b, h.Addr)
 }
 
+// maxEntryHead is what an entry takes beside its bytes, at most.
+const maxEntryHead = 6*binary.MaxVarintLen64 + 1
+
 // appendMessage encodes a request or an answer of Raft.
 func appendMessage(b []byte, m any) []byte {
 	switch m := m.(type) {
 	case *raft.AppendEntriesRequest:
+		size := 0
+		for _, e := range m.Entries {
+			size += len(e.Data) + len(e.Extensions) + maxEntryHead
+		}
+		b = slices.Grow(b, size) // a message of megabytes is not gathered by doubling
 		b = appendRPCHeader(b, m.RPCHeader)
 		b = binary.AppendUvarint(b, m.Term)
 		b = appendBytes(b, m.Leader)

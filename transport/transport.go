@@ -13,6 +13,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
+	"golang.org/x/time/rate"
 
 	"github.com/holdfast-db/holdfast/command"
 )
@@ -28,8 +29,9 @@ type Handler interface {
 	// does not: whoever still waits then learns that the outcome is unknown.
 	Call(ctx context.Context, from command.Hello, method uint8, req []byte) ([]byte, error)
 	// Copy writes a copy stream to w, which buffers. The stream is complete at
-	// the caller only when Copy returns nil. Neither side may let
-	// Config.IdleTimeout pass without writing or reading something.
+	// the caller only when Copy returns nil. It may be silent for long: the caller
+	// is kept waiting for 20 times Config.IdleTimeout. The caller may not stop
+	// reading for an IdleTimeout.
 	Copy(ctx context.Context, from command.Hello, req []byte, w io.Writer) error
 }
 
@@ -43,6 +45,8 @@ type Transport struct {
 	listener  net.Listener
 	handler   Handler // set by Serve, before anything is accepted
 	faults    faults
+	copyLimit *rate.Limiter // nil: none
+	copies    copyCounters
 
 	ctx   context.Context // ends with Close
 	stop  context.CancelFunc
@@ -108,6 +112,7 @@ func Listen(cfg Config) (*Transport, error) {
 		advertise: advertise,
 		listener:  l,
 		faults:    faults{self: self},
+		copyLimit: newCopyLimiter(cfg.CopyRate),
 		conns:     make(map[*conn]struct{}),
 		peers:     make(map[string]*peer),
 		hints:     make(map[string]string),
