@@ -49,6 +49,8 @@ var importMap = []rule{
 		"it builds the parts and puts them together"},
 	{"cluster-tests", []string{"command", "store", "fsm", "transport", "node", "readreplica", "http", "client", "ui", "docs"},
 		"it may look at everything"},
+	{"internal/faultfs", nil,
+		"a disk that fails on request: only tests may have one"},
 	{"cluster-tests/debian-ndjson", nil,
 		"a filter of its own: it makes input, whatever reads it"},
 }
@@ -70,6 +72,8 @@ var homes = []home{
 		"all that is on disk is store's"},
 	{"github.com/tidwall/btree", []string{"store"},
 		"the buffer over the file is store's"},
+	{"github.com/hanwen/go-fuse", []string{"internal/faultfs"},
+		"no file system in the binary"},
 	{"github.com/hashicorp/raft-wal", []string{"store"},
 		"which log store is used is store's"},
 	{"github.com/hashicorp/raft-boltdb", []string{"store"},

@@ -15,8 +15,9 @@ const (
 	// DefaultMaxValue is the largest value in bytes unless configured.
 	DefaultMaxValue = 512 << 10
 	// MaxEntry bounds the bytes of writes that share one log entry. A single
-	// command may be larger.
-	MaxEntry = 1 << 20
+	// command may be larger. Entries of that size fill a disk's bandwidth, and
+	// several of them are held in memory for each member that is behind.
+	MaxEntry = 256 << 10
 )
 
 // Kind names a command in the log.
@@ -32,6 +33,7 @@ const (
 	KindDelete       Kind = 6
 	KindDeleteTree   Kind = 7
 	KindPutMany      Kind = 8
+	KindCompact      Kind = 9
 )
 
 // Command is one write: what a client asked for, complete, so that every node
@@ -102,6 +104,11 @@ type KV struct {
 // PutMany sets many keys in one step: all of them share one revision.
 type PutMany struct{ KVs []KV }
 
+// Compact forgets history: from now on no revision below Revision can be read.
+// It never goes back and steps no revision. A revision that is not reached yet
+// counts as the newest.
+type Compact struct{ Revision uint64 }
+
 // Kind implements Command.
 func (*Term) Kind() Kind         { return KindTerm }
 func (*Init) Kind() Kind         { return KindInit }
@@ -111,6 +118,7 @@ func (*Put) Kind() Kind          { return KindPut }
 func (*Delete) Kind() Kind       { return KindDelete }
 func (*DeleteTree) Kind() Kind   { return KindDeleteTree }
 func (*PutMany) Kind() Kind      { return KindPutMany }
+func (*Compact) Kind() Kind      { return KindCompact }
 
 // Result is what one command came to.
 type Result struct {

@@ -137,6 +137,8 @@ func Decode(b []byte) (c Command, rest []byte, err error) {
 			v.KVs = append(v.KVs, KV{Flags: body.uint(), Key: body.string(), Value: body.bytes()})
 		}
 		c = v
+	case KindCompact:
+		c = &Compact{Revision: body.uint()}
 	default:
 		return nil, nil, fmt.Errorf("command kind %d is not known to this build", kind)
 	}
@@ -188,6 +190,8 @@ func (c *PutMany) append(b []byte) []byte {
 	}
 	return b
 }
+
+func (c *Compact) append(b []byte) []byte { return binary.AppendUvarint(b, c.Revision) }
 
 // AppendResult encodes a result for the node that forwarded the command.
 func AppendResult(b []byte, r Result) []byte {

@@ -20,6 +20,7 @@ var everyCommand = []Command{
 	&Delete{Key: "a/b", CAS: true, Index: 9},
 	&DeleteTree{Prefix: ""},
 	&DeleteTree{Prefix: "a/"},
+	&Compact{Revision: 1 << 40},
 	&PutMany{KVs: []KV{{Key: "x", Value: []byte("1"), Flags: 1}, {Key: "y", Value: []byte{}}}},
 }
 

@@ -71,18 +71,27 @@ var (
 	// machine knows. It is a programming error, never caused by a client.
 	ErrInvalidCommand = sentinel("invalid_command", "invalid command", "report this")
 
+	// ErrDataFull: the data has reached the size limit of the leader. Nothing
+	// was proposed.
+	ErrDataFull = sentinel("data_full", "data has reached its size limit (--max-data-size)",
+		"delete keys, or raise the limit on every voter; deletes and reads go on")
+
 	// While reading.
 
 	// ErrKeyNotFound: there is no such key in the view that was read.
 	ErrKeyNotFound = sentinel("not_found", "key not found", "")
 	// ErrTooStale: no state within the asked bound could be reached.
 	ErrTooStale = sentinel("too_stale", "no state within max_stale can be reached", "allow a larger max_stale, or repair the link to the leader")
-	// ErrRevisionNotReached: min_index was not applied within the wait.
-	ErrRevisionNotReached = sentinel("revision_not_reached", "min_index was not reached in time", "raise wait, or check the lag of this node")
+	// ErrRevisionNotReached: a revision (min_index, rev) was not applied within the
+	// wait.
+	ErrRevisionNotReached = sentinel("revision_not_reached", "revision was not reached in time", "raise wait, or check the lag of this node")
 	// ErrCompacted: the revision asked for is no longer kept.
 	ErrCompacted = sentinel("compacted", "revision has been compacted", "read at a newer revision")
 	// ErrDamaged: a stored record does not match its checksum. It is never served.
 	ErrDamaged = sentinel("damaged", "stored record is damaged", "restore this node from its peers")
+	// ErrDiverged: this node's contents differ from the leader's at the same
+	// revision. It serves nothing until a full copy has replaced them.
+	ErrDiverged = sentinel("diverged", "node's contents differ from the leader's", "ask another node; this one repairs itself by a full copy")
 	// ErrBehind: there is a leader, but this node has not applied what the read
 	// needs within the time a request may wait.
 	ErrBehind = sentinel("behind", "node has not caught up with the leader in time",

@@ -75,6 +75,29 @@ type View interface {
 	// PrefixRevision is the last revision at which a key under the prefix was
 	// changed or deleted; KVRevision when nothing is known of the prefix.
 	PrefixRevision(prefix string) (uint64, error)
+
+	// OldestRevision is the oldest revision that is kept: what follows answers
+	// for it and later ones, else ErrCompacted or ErrRevisionNotReached.
+	OldestRevision() uint64
+	// GetAt is Get in the state as it was at a revision.
+	GetAt(key string, revision uint64) (Record, error)
+	// ScanAt is Scan in the state as it was at a revision.
+	ScanAt(prefix, after string, revision uint64, fn func(Record) bool) error
+	// KVRevisionAt is the last revision up to the given one at which any key
+	// changed, as far as it is kept.
+	KVRevisionAt(revision uint64) (uint64, error)
+	// PrefixRevisionAt is PrefixRevision as it was at a revision.
+	PrefixRevisionAt(prefix string, revision uint64) (uint64, error)
+	// Changes calls fn for each change of a key under the prefix, from the first
+	// of revision from to the last of revision to, in order, until fn returns
+	// false. A to beyond the view's revision ends there.
+	Changes(prefix string, from, to uint64, fn func(Change) bool) error
+	// KeyHistory calls fn for each kept change of a key, newest first, until fn
+	// returns false. The last is the one that held at OldestRevision.
+	KeyHistory(key string, fn func(Change) bool) error
+	// ChangeAt returns one change: that of a Change's At or Prev.
+	ChangeAt(at Position) (Change, error)
+
 	// Cluster is the cluster's identity; the zero value before Init.
 	Cluster() Cluster
 	// Members lists all members, ordered by ID.
@@ -82,6 +105,43 @@ type View interface {
 	// MembersRevision is the last revision at which a member changed.
 	MembersRevision() uint64
 	Close()
+}
+
+// Position names one change: the K-th, from 0, of a revision. The zero Position
+// means that there is none.
+type Position struct {
+	Revision uint64
+	K        uint32
+}
+
+// Change is one change of a key.
+type Change struct {
+	At Position
+	// Prev is the key's change before; zero when the key did not exist.
+	Prev    Position
+	Deleted bool
+	// Record is what the key became; of a deleted one, only Key and
+	// ModifyRevision are set.
+	Record Record
+	// Wall is the leader's clock when the revision was proposed, for display;
+	// zero when it is no longer known.
+	Wall time.Time
+}
+
+// Retention says how much history is kept: the larger of what Age and Changes
+// ask for, but no more than Bytes.
+type Retention struct {
+	Age     time.Duration // by cluster time
+	Changes uint64
+	Bytes   uint64 // of changes as they are stored
+}
+
+// Damage is a part of the stored state that was found bad. It is never served.
+type Damage struct {
+	Table    string // "history", "keys", "tombs", "meta" or "file"
+	From, To string // the first and last record affected, for people
+	Problem  string
+	Found    time.Time
 }
 
 // Lineage is a rolling hash: L(r) = H(L(r-1), r, changes of r). Equal revision
@@ -122,6 +182,8 @@ type ReadInfo struct {
 	Node     string // name of the node that answered
 	Site     string
 	Revision uint64 // revision of the answering state
+	// Oldest is the oldest revision that state can be read at.
+	Oldest uint64
 	// Staleness is an upper bound of the answer's age: it holds every write
 	// acknowledged before (request sent - Staleness). Valid only when
 	// StalenessKnown.

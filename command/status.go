@@ -76,7 +76,8 @@ type ReplicaStatus struct {
 	Running bool
 	// Mode is "voter", "learner" or "leader".
 	Mode string
-	// Status is "level", "catching-up", "cut-off", "starting" or "failed".
+	// Status is "level", "catching-up", "cut-off", "starting", "diverged",
+	// "damaged" or "failed".
 	Status string
 	// FailedRequests counts consecutive failed freshness probes.
 	FailedRequests uint64
@@ -91,12 +92,19 @@ type ReplicaStatus struct {
 	// empty when there never was one.
 	FreshAsOf   string
 	LastCatchUp CatchUp
+	// Diverged is the first revision at which the contents differ from the
+	// leader's, 0 while they do not.
+	Diverged uint64
+	// Damaged lists what was found bad and is not repaired yet.
+	Damaged []Damage
 }
 
 // CatchUp describes how a member last got level.
 type CatchUp struct {
-	Kind    string // "", "log" or "full"
-	Records uint64 // log: entries; full: changes of history
+	// Kind is "", "log", "delta" (only what changed since its revision),
+	// "range" (only what was damaged) or "full".
+	Kind    string
+	Records uint64 // log: entries; else changes of history
 	Bytes   uint64
 	Seconds float64
 }

@@ -39,6 +39,8 @@ func decide(b *store.Batch, c command.Command) (command.Result, error) {
 				break
 			}
 		}
+	case *command.Compact:
+		b.Compact(c.Revision)
 	default:
 		res = command.Result{Err: command.ErrInvalidCommand.With("kind %d", c.Kind())}
 	}

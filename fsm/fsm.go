@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"sync/atomic"
@@ -50,19 +51,25 @@ func (f *FSM) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
 // On return the batch is visible and will be applied again after a crash of
 // the process; it is durable in the log, not necessarily in the state file.
 //
+// When a record that a decision needs is damaged, every response is
+// command.ErrDamaged and nothing was applied: the caller has the record mended and
+// calls again with the same entries, before any other.
+//
 // It panics on an entry it cannot decode: a replica that skipped it would
 // diverge from the others.
 func (f *FSM) ApplyBatch(logs []*raft.Log) []any {
 	responses := make([]any, len(logs))
-	if f.failed == nil {
-		f.failed = f.apply(logs, responses)
-		if f.failed != nil {
-			f.fail(f.failed)
+	err := f.failed
+	if err == nil {
+		err = f.apply(logs, responses)
+		if err != nil && (!errors.Is(err, command.ErrDamaged) || f.state.Err() != nil) {
+			f.failed = err
+			f.fail(err)
 		}
 	}
-	if f.failed != nil {
+	if err != nil {
 		for i := range responses {
-			responses[i] = f.failed
+			responses[i] = err
 		}
 	}
 	return responses
@@ -85,6 +92,10 @@ func (f *FSM) apply(logs []*raft.Log, responses []any) error {
 			if err != nil {
 				panic(fmt.Sprintf("fsm: entry %d of term %d: %v", l.Index, l.Term, err))
 			}
+			// Cluster time never goes back: a new leader's first entries may be
+			// stamped before it has applied its predecessor's last.
+			stamp = max(stamp, entry.Stamp)
+			b.Entry(l.Index, l.Term, stamp, entry.Wall)
 			results := make([]command.Result, len(entry.Commands))
 			for k, c := range entry.Commands {
 				if _, ok := c.(*command.Term); ok {
@@ -94,10 +105,6 @@ func (f *FSM) apply(logs []*raft.Log, responses []any) error {
 					return fmt.Errorf("apply entry %d: %w", l.Index, err)
 				}
 			}
-			// Cluster time never goes back: a new leader's first entries may be
-			// stamped before it has applied its predecessor's last.
-			stamp = max(stamp, entry.Stamp)
-			b.Entry(l.Index, l.Term, stamp, entry.Wall)
 			responses[i] = results
 		}
 	}
@@ -130,5 +137,5 @@ func (f *FSM) Restore(r io.ReadCloser) error {
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return fmt.Errorf("read snapshot descriptor: %w", err)
 	}
-	return f.state.SwapCopy()
+	return f.state.SwapCopy(false)
 }

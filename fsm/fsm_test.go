@@ -105,6 +105,8 @@ func TestCommandsAreDecidedAgainstTheStateBeforeThem(t *testing.T) {
 		{"and nothing beside it", &command.DeleteTree{Prefix: "t/"}, true, 7, "u=3"},
 		{"nobody holds a lock to release", &command.Put{Key: "u", Value: []byte("x"), Mode: command.PutRelease, Session: "s"}, false, 7, "u=3"},
 		{"an empty value is a value", putOf("u", "", 0), true, 8, "u="},
+		{"compaction steps no revision", &command.Compact{Revision: 6}, true, 8, "u="},
+		{"nor does going back", &command.Compact{Revision: 2}, true, 8, "u="},
 		{"everything goes", &command.DeleteTree{}, true, 9, "k"},
 	} {
 		res := apply(t, f, entry(uint64(i+1), 0, step.command))[0]
@@ -116,6 +118,36 @@ func TestCommandsAreDecidedAgainstTheStateBeforeThem(t *testing.T) {
 		if found != wanted || string(rec.Value) != value {
 			t.Errorf("%s: %s is %q (%v), want %q (%v)", step.name, key, rec.Value, found, value, wanted)
 		}
+	}
+}
+
+func TestACompactedRevisionIsRefusedFromItsEntryOn(t *testing.T) {
+	f, s := newFSM(t)
+	for i := range uint64(9) {
+		apply(t, f, entry(i+1, 0, putOf("k", string('0'+rune(i)), 0)))
+	}
+	at := func(rev uint64) error {
+		v, err := s.View()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer v.Close()
+		_, err = v.GetAt("k", rev)
+		return err
+	}
+	if err := at(3); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, f, entry(10, 0, &command.Compact{Revision: 5}))
+	if err := at(4); !errors.Is(err, command.ErrCompacted) {
+		t.Errorf("revision 4: %v", err)
+	}
+	if err := at(5); err != nil {
+		t.Errorf("revision 5: %v", err)
+	}
+	apply(t, f, entry(11, 0, &command.Compact{Revision: 1 << 50}))
+	if got := s.OldestRevision(); got != 9 {
+		t.Errorf("a point in the future became %d, the newest revision is 9", got)
 	}
 }
 

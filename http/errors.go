@@ -53,11 +53,14 @@ var table = map[string]row{
 	command.ErrInvalidSession.Code: {status: nethttp.StatusInternalServerError},
 	command.ErrInvalidCommand.Code: {status: nethttp.StatusInternalServerError},
 
+	command.ErrDataFull.Code: {status: nethttp.StatusInsufficientStorage},
+
 	command.ErrKeyNotFound.Code:        {status: nethttp.StatusNotFound},
 	command.ErrTooStale.Code:           {status: nethttp.StatusServiceUnavailable},
 	command.ErrRevisionNotReached.Code: {status: nethttp.StatusGatewayTimeout},
 	command.ErrCompacted.Code:          {status: nethttp.StatusGone},
 	command.ErrDamaged.Code:            {status: nethttp.StatusInternalServerError},
+	command.ErrDiverged.Code:           {status: nethttp.StatusServiceUnavailable},
 	command.ErrBehind.Code:             {status: nethttp.StatusInternalServerError},
 	command.ErrNotReady.Code:           {status: nethttp.StatusServiceUnavailable},
 

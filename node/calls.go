@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 
 	"github.com/hashicorp/raft"
 
@@ -23,7 +22,8 @@ const (
 	methodJoin       uint8 = 8 // join -> joined; sent on to the leader
 	methodPing       uint8 = 9 // nothing -> pong
 	methodSites      uint8 = 10
-	methodFetch      uint8 = 11 // fetch a copy from the caller; answers when it is staged
+	methodFetch      uint8 = 11 // take a copy from the caller; answers when it is complete
+	methodLineage    uint8 = 12 // revision -> lineage there
 )
 
 // Call serves a request of another node; it implements the transport's handler.
@@ -59,8 +59,9 @@ func (n *Node) Call(ctx context.Context, from command.Hello, method uint8, req [
 	case methodProbe:
 		return serve(req, func(r Report) ([]byte, error) {
 			applied, _ := n.parts.State.Applied()
-			n.reports.record(from.ID, r, n.cfg.Clock.Steady(), applied)
-			return n.answerIndex(ctx, true)
+			verdict := n.judge(from.ID, r, applied)
+			point, err := n.answerIndex(ctx, true)
+			return append(point, byte(verdict)), err
 		})
 	case methodHello:
 		return serve(req, func(c candidate) ([]byte, error) { return encode(n.greet(c)) })
@@ -84,65 +85,18 @@ func (n *Node) Call(ctx context.Context, from command.Hello, method uint8, req [
 		return encode(sitesAnswer{Sites: sites, Revision: revision})
 	case methodFetch:
 		return nil, n.fetchCopy(ctx, from.ID)
+	case methodLineage:
+		return n.answerLineage(req)
 	default:
 		return nil, fmt.Errorf("method %d is not known to this build", method)
 	}
 }
 
-// Copy streams this node's whole state to a peer.
-func (n *Node) Copy(ctx context.Context, _ command.Hello, _ []byte, w io.Writer) error {
-	return n.parts.State.WriteCopy(ctx, w)
-}
-
-// OfferCopy makes the member to take a full copy from this node and returns
-// when it is complete and verified there. The transport runs it before a
-// snapshot goes out: what Raft then sends is only a descriptor, so that its
-// main loop on the receiver is held for the moment of the swap and no longer.
-//
-// Until it returns no log is dropped: what follows the copy must still be there,
-// or the receiver would need another copy, without end.
-func (n *Node) OfferCopy(ctx context.Context, to string) error {
-	n.offers.Add(1)
-	defer n.offers.Add(-1) // housekeeping sets the budget back
-	n.setLogBudget()
-	_, err := n.parts.Transport.Call(ctx, to, methodFetch, nil)
-	return err
-}
-
-// fetchCopy stages a full copy taken from a member. Requests that come while
-// one is under way share the next, since a repeated offer follows a broken one.
-func (n *Node) fetchCopy(ctx context.Context, from string) error {
-	n.fetchFrom.Store(from)
-	_, err := n.fetches.do(ctx, func() (struct{}, error) {
-		return struct{}{}, n.receiveCopy(func(ctx context.Context) (io.ReadCloser, error) {
-			return n.parts.Transport.FetchCopy(ctx, n.fetchFrom.Load().(string), nil)
-		})
-	})
-	return err
-}
-
-func (n *Node) receiveCopy(open func(context.Context) (io.ReadCloser, error)) error {
-	began := n.cfg.Clock.Steady()
-	r, err := open(n.ctx)
-	if err != nil {
-		return fmt.Errorf("fetch a full copy: %w", err)
-	}
-	defer r.Close()
-	records, bytes, err := n.parts.State.ReceiveCopy(n.ctx, r)
-	if err != nil {
-		return fmt.Errorf("receive a full copy: %w", err)
-	}
-	took := n.cfg.Clock.Steady() - began
-	n.CaughtUp(command.CatchUp{Kind: "full", Records: records, Bytes: bytes, Seconds: took.Seconds()})
-	n.log.Info("staged a full copy", "records", records, "bytes", bytes, "took", took)
-	return nil
-}
-
-// MayLead reports whether this node is a voter in its latest configuration. The
-// transport drops every TimeoutNow while it is not: Raft itself would make a
-// learner a candidate.
+// MayLead reports whether this node is a voter in its latest configuration, with
+// contents that are not known to be wrong. The transport drops every TimeoutNow
+// while it is not: Raft itself would make even a learner a candidate.
 func (n *Node) MayLead() bool {
-	if n.raft == nil {
+	if n.raft == nil || !n.mayBeRight() {
 		return false
 	}
 	s, ok := n.server(n.id)

@@ -8,9 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -49,6 +51,7 @@ type member struct {
 	running  bool
 	// What tests put between the node and its parts, and how often it probes.
 	wrapFSM       func(node.FSM) node.FSM
+	wrapState     func(node.State) node.State
 	wrapTransport func(node.Transport) node.Transport
 	probe         time.Duration
 }
@@ -201,13 +204,17 @@ func (m *member) tryStart(ctx context.Context) (err error) {
 	if m.wrapFSM != nil {
 		machine = m.wrapFSM(machine)
 	}
+	state := node.State(stateParts{m.state})
+	if m.wrapState != nil {
+		state = m.wrapState(state)
+	}
 	wire := node.Transport(m.tr)
 	if m.wrapTransport != nil {
 		wire = m.wrapTransport(wire)
 	}
 	cfg.Incarnation = fmt.Sprintf("%p", m.logs)
 	n, err := node.New(ctx, cfg, node.Parts{
-		State: stateParts{m.state}, FSM: machine, Log: m.logs.Log, Stable: m.logs.Stable,
+		State: state, FSM: machine, Log: m.logs.Log, Stable: m.logs.Stable,
 		Snapshots: m.state.Snapshots(), Logs: m.logs, Identity: identityParts{m.disk}, Transport: wire, Failed: failed,
 	})
 	if err != nil {
@@ -224,11 +231,10 @@ func (m *member) tryStart(ctx context.Context) (err error) {
 
 type stateParts struct{ *store.State }
 
-func (s stateParts) ReceiveCopy(ctx context.Context, r io.Reader) (uint64, uint64, error) {
+func (s stateParts) ReceiveCopy(ctx context.Context, r io.Reader) (command.CatchUp, error) {
 	stats, err := s.State.ReceiveCopy(ctx, r)
-	return stats.Records, stats.Bytes, err
+	return command.CatchUp{Kind: stats.Kind, Records: stats.Records}, err
 }
-func (s stateParts) SwapCopy() error { return s.State.SwapCopy() }
 
 type identityParts struct{ dir *store.Dir }
 
@@ -323,6 +329,27 @@ func (m *member) readInfo(key string, o command.ReadOptions) (string, command.Re
 func (m *member) read(key string, o command.ReadOptions) (string, error) {
 	v, _, err := m.readInfo(key, o)
 	return v, err
+}
+
+// write puts a key.
+func (c *cluster) write(key, value string) {
+	c.t.Helper()
+	c.propose(&command.Put{Key: key, Value: []byte(value)})
+}
+
+// propose carries a write out at the leader, again when it cannot be told whether
+// it was.
+func (c *cluster) propose(w command.Command) {
+	c.t.Helper()
+	eventually(c.t, "a write", func() bool {
+		ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+		defer cancel()
+		_, err := c.leader().replica.Propose(ctx, w)
+		if err != nil && !errors.Is(err, command.ErrOutcomeUnknown) {
+			c.t.Fatal(err)
+		}
+		return err == nil
+	})
 }
 
 // cutFrom silently stops all traffic with the others.
@@ -717,11 +744,11 @@ func TestALearnerThatStartsCutOffKnowsTheMomentItWasLastFresh(t *testing.T) {
 	c.level()
 }
 
-func TestALearnerThatMissedTheLogTakesAFullCopy(t *testing.T) {
-	c := newCluster(t, func(cfg *node.Config) { cfg.LogRetention = 1 })
-	m := c.add("e1", "east", command.RoleLearner)
-	c.leader().mustPut("before", "1")
-	c.level()
+// missTheLog stops a member, makes all others write and forget the log, and calls
+// between before it starts the member again.
+func (c *cluster) missTheLog(m *member, writes int, between func()) {
+	t := c.t
+	t.Helper()
 	// raft-wal goes on reading entries it has dropped until their segment is
 	// full; raft-boltdb does not. The restart also converts the logs.
 	for _, o := range c.members {
@@ -731,9 +758,10 @@ func TestALearnerThatMissedTheLogTakesAFullCopy(t *testing.T) {
 	}
 	c.leader()
 	m.stop()
-	for i := range 600 {
-		c.leader().mustPut(fmt.Sprint("k", i%50), fmt.Sprint(i))
+	for i := range writes {
+		c.write(fmt.Sprint("k", i%50), fmt.Sprint(i))
 	}
+	between()
 	for _, o := range c.others(m) {
 		if err := o.n.Load().Raft().Snapshot().Error(); err != nil {
 			t.Fatal(err)
@@ -741,10 +769,32 @@ func TestALearnerThatMissedTheLogTakesAFullCopy(t *testing.T) {
 	}
 	m.start()
 	c.level()
-	if got := m.replica.ReplicaStatus().LastCatchUp; got.Kind != "full" || got.Records == 0 {
-		t.Errorf("it caught up by %+v, the log no longer has what it missed", got)
+}
+
+// tookCopy waits until the member says that it has taken a copy, which is in place
+// by then, or a moment before.
+func (m *member) tookCopy() (c command.CatchUp) {
+	m.t.Helper()
+	eventually(m.t, m.name+" has taken a copy", func() bool {
+		c = m.n.Load().CatchUp()
+		return c.Kind != "" && c.Kind != "log"
+	})
+	return c
+}
+
+func TestALearnerThatMissedTheLogTakesWhatHasChanged(t *testing.T) {
+	c := newCluster(t, func(cfg *node.Config) { cfg.LogRetention = 1 })
+	m := c.add("e1", "east", command.RoleLearner)
+	for i := range 100 {
+		c.write(fmt.Sprint("before", i), "1")
 	}
-	if v, err := m.read("before", command.ReadOptions{Mode: command.ReadStale}); err != nil || v != "1" {
+	c.level()
+	const writes = 600
+	c.missTheLog(m, writes, func() {})
+	if got := m.tookCopy(); got.Kind != "delta" || got.Records < writes || got.Records >= writes+100 || got.Bytes == 0 {
+		t.Errorf("it caught up by %+v, it missed %d changes and the log no longer has them", got, writes)
+	}
+	if v, err := m.read("before7", command.ReadOptions{Mode: command.ReadStale}); err != nil || v != "1" {
 		t.Errorf("after the copy: %q, %v", v, err)
 	}
 	// And once more after a restart: state and log fit.
@@ -752,6 +802,97 @@ func TestALearnerThatMissedTheLogTakesAFullCopy(t *testing.T) {
 	m.start()
 	c.leader().mustPut("after", "1")
 	c.level()
+}
+
+func TestALearnerThatMissedHistoryTooTakesAFullCopy(t *testing.T) {
+	c := newCluster(t, func(cfg *node.Config) {
+		cfg.LogRetention = 1
+		cfg.History = command.Retention{Age: time.Millisecond, Changes: 20, Bytes: 1 << 20}
+	})
+	m := c.add("e1", "east", command.RoleLearner)
+	c.write("before", "1")
+	c.level()
+	had := m.state.Revision()
+	c.missTheLog(m, 600, func() {
+		eventually(t, "the others forget what it has", func() bool {
+			for _, o := range c.others(m) {
+				if o.state.OldestRevision() <= had {
+					return false
+				}
+			}
+			return true
+		})
+	})
+	if got := m.tookCopy(); got.Kind != "full" || got.Records == 0 {
+		t.Errorf("it caught up by %+v, neither log nor history has what it missed", got)
+	}
+	if v, err := m.read("before", command.ReadOptions{Mode: command.ReadStale}); err != nil || v != "1" {
+		t.Errorf("after the copy: %q, %v", v, err)
+	}
+}
+
+// breaking ends every copy stream after some bytes, as long as it is told to.
+type breaking struct {
+	node.Transport
+	after int64
+	opens *atomic.Int64
+}
+
+func (b breaking) FetchCopy(ctx context.Context, to string, req []byte) (io.ReadCloser, error) {
+	r, err := b.Transport.FetchCopy(ctx, to, req)
+	if err != nil {
+		return nil, err
+	}
+	b.opens.Add(1)
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(io.LimitReader(r, b.after), iotest.ErrReader(io.ErrUnexpectedEOF)), r}, nil
+}
+
+// A copy over a link that never stays up for a whole one must get there, without
+// anything travelling twice that need not.
+func TestACopyOverALinkThatBreaksArrivesPieceByPiece(t *testing.T) {
+	c := newCluster(t, func(cfg *node.Config) {
+		cfg.LogRetention = 1
+		cfg.History = command.Retention{Age: time.Hour, Changes: 1 << 30, Bytes: 1 << 30}
+	})
+	const piece, pieces = 1 << 20, 12 // more than are tried without getting further
+	value := strings.Repeat("0123456789abcdef", 4<<10)
+	for i := range pieces {
+		many := &command.PutMany{}
+		for k := range piece / len(value) {
+			many.KVs = append(many.KVs, command.KV{Key: fmt.Sprint("k", i, "/", k), Value: []byte(value)})
+		}
+		c.propose(many)
+	}
+	for _, o := range c.members {
+		o.stop()
+		o.logStore = store.LogStoreBolt
+		o.start()
+	}
+	for i := range 300 {
+		c.write("more", fmt.Sprint(i))
+	}
+	c.level()
+	for _, o := range c.members {
+		if err := o.n.Load().Raft().Snapshot().Error(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := c.prepare("e1", "east", command.RoleLearner, nil)
+	m.logStore = store.LogStoreBolt
+	opens := &atomic.Int64{}
+	m.wrapTransport = func(tr node.Transport) node.Transport { return breaking{tr, piece, opens} }
+	m.start()
+	c.level()
+	got := m.tookCopy()
+	if got.Kind != "full" || opens.Load() < pieces {
+		t.Errorf("it caught up by %+v in %d pieces", got, opens.Load())
+	}
+	if got.Bytes > 2*pieces*piece {
+		t.Errorf("%d bytes travelled for some %d", got.Bytes, pieces*piece)
+	}
 }
 
 func TestADiskThatWentBackIsRefused(t *testing.T) {

@@ -54,6 +54,13 @@ type Config struct {
 	// LogRetention is about how many bytes of log are kept after a snapshot, so
 	// that a member that was away catches up by log.
 	LogRetention uint64
+	// History is how much history the cluster keeps, as long as this node leads
+	// it; its zero value means the defaults.
+	History command.Retention
+	// MaxData is the size of keys and values in bytes from which on this node, as
+	// the leader, refuses puts; 0 is no limit. What is under way when it is
+	// reached still goes, so the data may end up a little above.
+	MaxData uint64
 
 	// Incarnation names this run of the process, as in its introductions.
 	Incarnation string
@@ -72,8 +79,11 @@ const (
 	DefaultLease          = 100 * time.Millisecond
 	DefaultRoundTimeout   = time.Second
 	DefaultInFlight       = 3
-	DefaultLogRetention   = 256 << 20
+	DefaultLogRetention   = 512 << 20
 )
+
+// DefaultHistory is the default of Config.History.
+var DefaultHistory = command.Retention{Age: time.Hour, Changes: 1_000_000, Bytes: 1 << 30}
 
 func (c *Config) validate() error {
 	if c.Self.Role == command.RoleVoter && !c.Home {
@@ -92,6 +102,7 @@ func (c *Config) validate() error {
 	setDefault(&c.RoundTimeout, DefaultRoundTimeout)
 	setDefault(&c.InFlight, DefaultInFlight)
 	setDefault(&c.LogRetention, DefaultLogRetention)
+	setDefault(&c.History, DefaultHistory)
 	if c.Clock == nil {
 		c.Clock = SystemClock{}
 	}
@@ -145,10 +156,30 @@ type State interface {
 	Stamp() (command.Stamp, time.Time)
 	Certify(wall time.Time)
 	LastCertified() time.Time
-	WriteCopy(ctx context.Context, w io.Writer) error
-	// ReceiveCopy stages a copy. Raft's restore puts it in place, or SwapCopy.
-	ReceiveCopy(ctx context.Context, r io.Reader) (records, bytes uint64, err error)
-	SwapCopy() error
+	// CopyRequest is what this state asks another one for: all it lacks, or
+	// with full everything. After a copy that broke off it asks for the rest.
+	CopyRequest(full bool) []byte
+	// WriteCopy answers a request: with what changed since the asker's revision
+	// where history still has it, with the damaged ranges it named, else with
+	// everything.
+	WriteCopy(ctx context.Context, request []byte, w io.Writer) error
+	// ReceiveCopy takes in the answer. A delta or a range is in place when it
+	// returns; a full copy is staged until Raft's restore, or SwapCopy.
+	ReceiveCopy(ctx context.Context, r io.Reader) (command.CatchUp, error)
+	// SwapCopy puts a staged copy in place; with force also one that holds less
+	// than the state, which is known to be wrong.
+	SwapCopy(force bool) error
+	// LineageAt is the lineage at a kept revision.
+	LineageAt(revision uint64) (command.Lineage, error)
+	// OldestRevision is the compaction point, and HistoryStart where it would be
+	// by a retention.
+	OldestRevision() uint64
+	HistoryStart(keep command.Retention) (revision uint64, err error)
+	// DataBytes is the size of the live keys and values.
+	DataBytes() uint64
+	// Damaged lists what was found bad; DamageFound is signalled by each find.
+	Damaged() []command.Damage
+	DamageFound() <-chan struct{}
 	Export(ctx context.Context, prefix string, revision uint64, fn func(command.Record) error) error
 }
 

@@ -18,9 +18,11 @@
 // # The files
 //
 // config.go and node.go say what a node is made of and how it lives; startup.go
-// brings it to where it was; join.go makes it a member; leadership.go leads and
-// hands over; peers.go remembers what others were seen to hold; status.go and
-// reports.go say how it and the others do.
+// brings it to where it was; copy.go takes what it lacks from others and gives
+// them what they lack; join.go makes it a member; leadership.go leads and hands
+// over; compaction.go decides how much history is kept; divergence.go compares
+// contents and heal.go replaces bad ones; peers.go remembers what others were seen
+// to hold; status.go and reports.go say how it and the others do.
 //
 // # Goroutines
 //
@@ -28,6 +30,8 @@
 //	             term command, promotes voters that have caught up (leadership.go)
 //	membership   forms or joins the cluster, announces changed addresses (join.go)
 //	housekeeping sizes the log by bytes, remembers what peers were seen to hold
+//	compaction   moves the compaction point, while leading (compaction.go)
+//	healing      repairs or replaces contents that are bad (heal.go)
 //	watch        turns Raft's leader observations into wake-ups
 //	group        one per entry in flight, ends when nothing is pending
 //

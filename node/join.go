@@ -111,34 +111,84 @@ func Preflight(ctx context.Context, cfg Config, clusterID string, t Transport) e
 	me := candidate{Member: cfg.Self, ClusterID: clusterID}
 	check := cfg.entry()
 	check.Check = true
-	verdicts := make(chan error, len(cfg.Join))
+	type verdict struct {
+		welcome bool
+		err     error
+	}
+	verdicts := make(chan verdict, len(cfg.Join))
 	for _, addr := range cfg.Join {
-		go func() { verdicts <- preflightOne(ctx, t, addr, me, check) }()
+		go func() {
+			welcome, err := preflightOne(ctx, t, addr, me, check)
+			verdicts <- verdict{welcome, err}
+		}()
 	}
 	for range cfg.Join {
-		if err := <-verdicts; err != nil && permanent(err) {
-			return err
+		switch v := <-verdicts; {
+		case v.welcome:
+			return nil // says the leader; the others may be slow, or dead
+		case v.err != nil && permanent(v.err):
+			return v.err
 		}
 	}
 	return nil
 }
 
-func preflightOne(ctx context.Context, t Transport, addr string, me candidate, check join) error {
+// preflightOne asks one address. welcome: the leader would have this node.
+func preflightOne(ctx context.Context, t Transport, addr string, me candidate, check join) (welcome bool, err error) {
 	if addr == me.Member.RaftAddr {
-		return nil
+		return false, nil
 	}
 	they, err := ask[candidate](ctx, t, addr, methodHello, me)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if they.Member.ID != me.Member.ID && they.Member.Name == me.Member.Name {
-		return command.ErrNameInUse.With("%s runs at %s", me.Member.Name, they.Member.RaftAddr)
+		return false, command.ErrNameInUse.With("%s runs at %s", me.Member.Name, they.Member.RaftAddr)
 	}
 	if !they.formed() {
-		return nil
+		return false, nil
 	}
 	_, err = ask[joined](ctx, t, addr, methodJoin, check)
-	return err
+	return err == nil, err
+}
+
+// findCopyLimit is how long FindCopy looks: members that were started together
+// with this node get time to come up.
+const findCopyLimit = 10 * time.Second
+
+// FindCopy looks for a member of the cluster at the addresses of cfg.Join, of
+// which a node without a state could take a copy. Nil: there is one.
+func FindCopy(ctx context.Context, cfg Config, clusterID string, t Transport) error {
+	ctx, cancel := context.WithTimeout(ctx, findCopyLimit)
+	defer cancel()
+	me := candidate{Member: cfg.Self, ClusterID: clusterID}
+	problem := errors.New("no address of another member is given")
+	for {
+		for _, addr := range cfg.Join {
+			if addr == cfg.Self.RaftAddr {
+				continue
+			}
+			short, cancel := context.WithTimeout(ctx, 2*time.Second)
+			they, err := ask[candidate](short, t, addr, methodHello, me)
+			cancel()
+			switch {
+			case err != nil:
+				problem = err
+			case they.formed() && they.ClusterID == clusterID && they.Member.ID != cfg.Self.ID:
+				return nil
+			default:
+				problem = fmt.Errorf("%s is not a member of this cluster", addr)
+			}
+		}
+		if len(cfg.Join) == 0 {
+			return problem
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return problem
+		}
+	}
 }
 
 // membership makes this node a member and keeps what the members table says of

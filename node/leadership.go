@@ -74,6 +74,9 @@ func (n *Node) leadership() {
 // that is applied. It returns false when leadership was lost meanwhile.
 func (n *Node) beginLeading(term uint64) bool {
 	n.parts.Transport.SetLeading(true)
+	if n.mayBeRight() {
+		n.diverged.Store(nil) // it is for the others now to differ from this one
+	}
 	entry := command.Append(command.NewEntry(0), &command.Term{})
 	stamp, wall := n.stamp()
 	command.SetTime(entry, stamp, wall)

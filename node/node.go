@@ -31,9 +31,20 @@ type Node struct {
 	leaseAsks flight[Point]
 	fetches   flight[struct{}]
 	fetchFrom atomic.Value // string: whom the next fetch asks
-	offers    atomic.Int64 // copies being taken from this node by Raft's order
+	logHolds  atomic.Int64 // who needs the whole log kept: see holdLog
+	budget    sync.Mutex   // held while Raft is told the log's budget
 	catchUp   atomic.Pointer[command.CatchUp]
 	time      atomic.Pointer[clusterTime] // nil while not leading
+
+	copying sync.Mutex // held while a copy is taken in, until it is in place or staged for Raft
+	// still is held while the state is exchanged under Raft, and shared by who
+	// hands it entries, opens a view or says what it holds.
+	still sync.RWMutex
+
+	// diverged is what is known of a difference to the leader's contents, nil
+	// while there is none.
+	diverged atomic.Pointer[divergence]
+	sick     chan struct{} // tells healing of a difference
 
 	joining chan struct{} // holds one: who may change the members
 	forming struct {      // guards the forming of a cluster by this node
@@ -62,11 +73,11 @@ type Node struct {
 
 // logBudget turns the retention in bytes into Raft's two counts of entries.
 func (n *Node) logBudget() (threshold, trailing uint64) {
-	if n.offers.Load() > 0 {
-		return 1 << 20, 1 << 40 // the receiver of a copy will need what follows it
+	if n.logHolds.Load() > 0 {
+		return 1 << 20, 1 << 40 // whoever takes a copy will need what follows it
 	}
 	size := max(n.parts.Logs.EntryBytes(), 1)
-	trailing = min(max(n.cfg.LogRetention/size, 256), 1<<16)
+	trailing = max(n.cfg.LogRetention/size, 256)
 	return min(max(trailing/4, 64), 8192), trailing
 }
 
@@ -93,6 +104,8 @@ func (n *Node) Start() {
 	n.loop(n.leadership)
 	n.loop(n.membership)
 	n.loop(n.housekeeping)
+	n.loop(n.compaction)
+	n.loop(n.healing)
 }
 
 func (n *Node) loop(fn func()) {
@@ -122,6 +135,8 @@ func (n *Node) housekeeping() {
 }
 
 func (n *Node) setLogBudget() {
+	n.budget.Lock()
+	defer n.budget.Unlock()
 	rc := n.raft.ReloadableConfig()
 	threshold, trailing := n.logBudget()
 	if rc.SnapshotThreshold == threshold && rc.TrailingLogs == trailing {
@@ -194,8 +209,16 @@ func (n *Node) shutdownRaft() error {
 	}
 }
 
-// View opens the state as it is now.
-func (n *Node) View() (command.View, error) { return n.parts.State.View() }
+// View opens the state as it is now. While it differs from the leader's it is
+// not to be read: command.ErrDiverged.
+func (n *Node) View() (command.View, error) {
+	n.still.RLock()
+	defer n.still.RUnlock()
+	if err := n.wrong(); err != nil {
+		return nil, err
+	}
+	return n.parts.State.View()
+}
 
 // Clock is the clock the node judges leases by.
 func (n *Node) Clock() Clock { return n.cfg.Clock }
@@ -206,20 +229,29 @@ func (n *Node) Self() command.Member { return n.cfg.Self }
 // State is the node's store.
 func (n *Node) State() State { return n.parts.State }
 
-// Probe is AskIndex with lease, which also tells the leader how this node does.
+// Probe is AskIndex with lease, which also tells the leader how this node does,
+// and learns whether its contents are the leader's.
 func (n *Node) Probe(ctx context.Context, staleness time.Duration, known bool) (Point, error) {
 	leader := n.leaderID()
 	if leader == n.id && leader != "" {
 		return n.localIndex(ctx, true)
 	}
-	req, err := encode(n.report(staleness, known))
+	report := n.report(staleness, known)
+	req, err := encode(report)
 	if err != nil {
 		return Point{}, err
 	}
-	return n.remoteIndex(methodProbe, req)
+	p, rest, err := n.remoteIndex(methodProbe, req)
+	if err == nil && len(rest) > 0 {
+		n.judged(report, verdict(rest[0]))
+	}
+	return p, err
 }
 
 // Export calls fn for every record under prefix exactly at revision; 0 is the newest.
 func (n *Node) Export(ctx context.Context, prefix string, revision uint64, fn func(command.Record) error) error {
+	if err := n.wrong(); err != nil {
+		return err
+	}
 	return n.parts.State.Export(ctx, prefix, revision, fn)
 }

@@ -13,7 +13,7 @@ import (
 // the write is on a majority's disks.
 //
 // Errors: command.ErrNoLeader, no leader was found and nothing happened;
-// command.ErrOutcomeUnknown, the leader or the way to it was lost while the
+// command.ErrDataFull, the leader takes no puts; command.ErrOutcomeUnknown, the leader or the way to it was lost while the
 // write was under way, and it may have happened. Propose never repeats such a
 // write: the second could undo what another client wrote in between.
 func (n *Node) Propose(ctx context.Context, c command.Command) (command.Result, error) {
@@ -39,6 +39,27 @@ func (n *Node) Propose(ctx context.Context, c command.Command) (command.Result, 
 		return err
 	})
 	return res, err
+}
+
+// admitWrite says why this leader must not propose a command now: its contents
+// are wrong, so what it would answer is, or the data is full. The second is a
+// limit of the leader, whichever node the write came by: two nodes with different
+// ones must not decide one entry differently, so it is judged before there is an
+// entry. Above it every put is refused, whatever it would replace.
+func (n *Node) admitWrite(encoded []byte) error {
+	if n.Diverged() != 0 {
+		return command.ErrNotLeader.With("%v", n.wrong())
+	}
+	if n.cfg.MaxData == 0 || len(encoded) == 0 {
+		return nil
+	}
+	switch command.Kind(encoded[0]) {
+	case command.KindPut, command.KindPutMany:
+		if size := n.parts.State.DataBytes(); size >= n.cfg.MaxData {
+			return command.ErrDataFull.With("%d of %d bytes", size, n.cfg.MaxData)
+		}
+	}
+	return nil
 }
 
 // withLeader runs do against the leader, and again when it turns out that

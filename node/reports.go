@@ -26,6 +26,10 @@ type reports struct {
 type reported struct {
 	Report
 	at time.Duration // steady clock
+	// equal is the highest revision at which the member's contents were the
+	// leader's, and differs the lowest one reported since at which they were not; 0
+	// when there is none.
+	equal, differs uint64
 	// leader is what the leader itself had applied then: lag compares the two
 	// at one moment.
 	leader uint64
@@ -34,18 +38,29 @@ type reported struct {
 	perSecond float64
 }
 
-func (r *reports) record(id string, rep Report, at time.Duration, leader uint64) {
+// record keeps a report, and what comparing it has shown. A comparison that could
+// not be made leaves what was known standing.
+func (r *reports) record(id string, rep Report, v verdict, at time.Duration, leader uint64) reported {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.byID == nil {
 		r.byID = map[string]reported{}
 	}
 	old, known := r.byID[id]
-	now := reported{Report: rep, at: at, leader: leader}
+	now := reported{Report: rep, at: at, leader: leader, equal: old.equal, differs: old.differs}
+	switch v {
+	case equal:
+		now.equal, now.differs = rep.Revision, 0
+	case differs:
+		if now.differs == 0 {
+			now.differs = max(rep.Revision, 1)
+		}
+	}
 	if dt := (at - old.at).Seconds(); known && dt > 0 && rep.Applied >= old.Applied {
 		now.perSecond = float64(rep.Applied-old.Applied) / dt
 	}
 	r.byID[id] = now
+	return now
 }
 
 func (r *reports) get(id string) (reported, bool) {

@@ -160,9 +160,9 @@ func (n *Node) AskIndex(ctx context.Context, lease bool) (Point, error) {
 		case leader == n.id:
 			p, err = n.localIndex(ctx, lease)
 		case lease:
-			p, err = n.leaseAsks.do(ctx, func() (Point, error) { return n.remoteIndex(methodLeaseIndex, nil) })
+			p, err = n.leaseAsks.do(ctx, func() (Point, error) { return n.remotePoint(methodLeaseIndex) })
 		default:
-			p, err = n.readAsks.do(ctx, func() (Point, error) { return n.remoteIndex(methodReadIndex, nil) })
+			p, err = n.readAsks.do(ctx, func() (Point, error) { return n.remotePoint(methodReadIndex) })
 		}
 		if errors.Is(err, command.ErrOutcomeUnknown) || errors.Is(err, command.ErrPeer) {
 			return command.ErrNotLeader.With("%v", err) // asking changes nothing: ask again
@@ -202,28 +202,34 @@ func (n *Node) localIndex(ctx context.Context, lease bool) (Point, error) {
 	return p, nil
 }
 
-// remoteIndex is one request to the leader. Runs detached from any caller.
-func (n *Node) remoteIndex(method uint8, req []byte) (Point, error) {
+func (n *Node) remotePoint(method uint8) (Point, error) {
+	p, _, err := n.remoteIndex(method, nil)
+	return p, err
+}
+
+// remoteIndex is one request to the leader; rest is what the answer says beyond
+// the point. Runs detached from any caller.
+func (n *Node) remoteIndex(method uint8, req []byte) (p Point, rest []byte, err error) {
 	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.RoundTimeout)
 	defer cancel()
 	leader := n.leaderID()
 	if leader == "" || leader == n.id {
-		return Point{}, command.ErrNotLeader
+		return Point{}, nil, command.ErrNotLeader
 	}
 	sent := Now(n.cfg.Clock)
 	answer, err := n.parts.Transport.Call(ctx, leader, method, req)
 	if err != nil {
-		return Point{}, err
+		return Point{}, nil, err
 	}
-	p, age, err := decodePoint(answer)
+	p, age, rest, err := decodePoint(answer)
 	if err != nil {
-		return Point{}, err
+		return Point{}, nil, err
 	}
 	p.Leader = leader
 	// The round began `age` before the leader answered, and it answered after
 	// the request was sent: counted from there, AsOf is early, never late.
 	p.AsOf = sent.Before(age)
-	return p, nil
+	return p, rest, nil
 }
 
 // answerIndex serves methodReadIndex and methodLeaseIndex on the leader.
@@ -244,12 +250,12 @@ func (n *Node) answerIndex(ctx context.Context, lease bool) ([]byte, error) {
 	return b, nil
 }
 
-func decodePoint(b []byte) (Point, time.Duration, error) {
-	if len(b) != 24 {
-		return Point{}, 0, errors.New("index answer is cut off")
+func decodePoint(b []byte) (p Point, age time.Duration, rest []byte, err error) {
+	if len(b) < 24 {
+		return Point{}, 0, nil, errors.New("index answer is cut off")
 	}
 	u := binary.BigEndian.Uint64
-	return Point{Index: u(b), LeaderTerm: u(b[8:])}, time.Duration(u(b[16:])), nil
+	return Point{Index: u(b), LeaderTerm: u(b[8:])}, time.Duration(u(b[16:])), b[24:], nil
 }
 
 // Await returns when this node's state holds p.Index.

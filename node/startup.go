@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/holdfast-db/holdfast/command"
 )
 
 // New brings the state to where it was and starts Raft. The start-up order is
@@ -15,8 +17,10 @@ import (
 //
 //  1. a log that ends below the state is dropped: the state holds more, and the
 //     log store takes no gaps;
-//  2. a log that begins above the state's end is preceded by a full copy from
-//     another member, or Raft would find entries missing and stop the process;
+//  2. a log that begins above the state's end is preceded by a copy from another
+//     member, or Raft would find entries missing and stop the process. So it is
+//     with a state that was set aside because it was damaged: the log that is left
+//     holds what this node acknowledged and is not in every majority's state yet;
 //  3. the log is applied up to the commit marker, so that reads never go back
 //     over a restart, also without a leader (Raft does not persist its commit
 //     index);
@@ -30,13 +34,14 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Node, error) {
 	n := &Node{
 		cfg: cfg, parts: parts, id: cfg.Self.ID, log: cfg.Log, began: time.Now(),
 		joining: make(chan struct{}, 1), started: make(chan struct{}), stop: make(chan struct{}), fatal: make(chan error, 1),
+		sick: make(chan struct{}, 1),
 	}
 	n.seen.incarnation = map[string]string{}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	if err := n.align(ctx); err != nil {
 		return nil, err
 	}
-	if err := n.replay(); err != nil {
+	if err := n.replay(ctx); err != nil {
 		return nil, err
 	}
 	if err := n.startRaft(); err != nil {
@@ -45,6 +50,7 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Node, error) {
 	n.group = &group{
 		apply:    func(e []byte) raft.ApplyFuture { return n.raft.Apply(e, 0) },
 		stamp:    n.stamp,
+		admit:    n.admitWrite,
 		inFlight: cfg.InFlight,
 	}
 	return n, nil
@@ -60,15 +66,22 @@ func (n *Node) align(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	marker, _ := n.parts.State.Marker()
 	switch {
+	case holds == 0 && marker > last:
+		// The state is gone, and the log does not reach what it held: what this
+		// node has acknowledged is known to nobody here any more.
+		return command.ErrWentBack.With("its state is lost, at entry %d or above, and its log ends at %d", marker, last)
 	case last == 0:
 		return nil
 	case last < holds:
-		n.log.Info("dropping a log that ends below the state", "log-last", last, "state", holds)
-		return n.parts.Logs.Reset()
+		return n.dropShortLog()
 	case first > holds+1:
-		n.log.Warn("the log begins above the state: fetching a full copy first", "log-first", first, "state", holds)
-		return n.healState(ctx, first)
+		n.log.Warn("the log begins above the state: taking a copy first", "log-first", first, "state", holds)
+		return n.healStart(ctx, func() bool {
+			holds, err := n.holds()
+			return err == nil && holds+1 >= first
+		})
 	}
 	return nil
 }
@@ -87,40 +100,61 @@ func (n *Node) holds() (uint64, error) {
 	return index, nil
 }
 
-// healState replaces the state by a copy that reaches the log, from whichever
-// member is found first.
-func (n *Node) healState(ctx context.Context, first uint64) error {
+// healStart takes copies from whichever member is found first until the state is
+// healed, before Raft starts. The log holds all that this node may have
+// acknowledged beyond a copy, so any member's will do.
+func (n *Node) healStart(ctx context.Context, healed func() bool) error {
 	for {
 		var problem error = errors.New("no --join address is given")
 		for _, addr := range n.cfg.Join {
 			if addr == n.cfg.Self.RaftAddr {
 				continue
 			}
-			problem = n.receiveCopy(func(ctx context.Context) (io.ReadCloser, error) {
-				return n.parts.Transport.FetchCopyAddr(ctx, addr, nil)
-			})
-			if problem == nil {
-				problem = n.parts.State.SwapCopy()
+			if problem = n.healFrom(ctx, addr); problem != nil {
+				continue
 			}
-			if holds, err := n.holds(); problem == nil && err == nil && holds+1 >= first {
-				_, last, err := n.parts.Logs.Bounds()
-				if err == nil && last < holds {
-					err = n.parts.Logs.Reset()
-				}
-				return err
+			if healed() {
+				return n.dropShortLog()
 			}
+			problem = fmt.Errorf("the copy of %s is not enough", addr)
 		}
-		n.log.Warn("no full copy yet", "error", problem)
+		n.log.Warn("no copy yet", "error", problem)
 		select {
 		case <-time.After(time.Second):
 		case <-ctx.Done():
-			return fmt.Errorf("state is older than the log and no peer gave a full copy (%w); start a peer, or move the data directory away to join anew", problem)
+			return fmt.Errorf("no peer gave the copy that the state needs (%w); start a peer, or move the data directory away to join anew", problem)
 		}
 	}
 }
 
+// dropShortLog drops a log that ends below the state.
+func (n *Node) dropShortLog() error {
+	holds, err := n.holds()
+	if err != nil {
+		return err
+	}
+	_, last, err := n.parts.Logs.Bounds()
+	if err == nil && last > 0 && last < holds {
+		n.log.Info("dropping a log that ends below the state", "log-last", last, "state", holds)
+		err = n.parts.Logs.Reset()
+	}
+	return err
+}
+
+func (n *Node) healFrom(ctx context.Context, addr string) error {
+	n.copying.Lock()
+	defer n.copying.Unlock()
+	c, err := n.takeCopy(ctx, false, func(ctx context.Context, req []byte) (io.ReadCloser, error) {
+		return n.parts.Transport.FetchCopyAddr(ctx, addr, req)
+	})
+	if err == nil && c.Kind == copyFull {
+		err = n.parts.State.SwapCopy(false)
+	}
+	return err
+}
+
 // replay applies the node's own log up to the commit marker (step 3 of New).
-func (n *Node) replay() error {
+func (n *Node) replay(ctx context.Context) error {
 	marker, _ := n.parts.State.Marker()
 	applied, err := n.holds()
 	if err != nil {
@@ -138,28 +172,65 @@ func (n *Node) replay() error {
 		return nil
 	}
 	began := time.Now()
-	const chunk = 64
-	logs := make([]*raft.Log, 0, chunk)
-	for index := applied + 1; index <= to; index++ {
+	for {
+		err := n.applyLog(to)
+		if errors.Is(err, command.ErrDamaged) {
+			// Nobody serves reads yet, so there is time to ask.
+			n.log.Error("a record that the log leads to is damaged", "error", err)
+			if err = n.healStart(ctx, func() bool { return len(n.parts.State.Damaged()) == 0 }); err == nil {
+				continue
+			}
+		}
+		if err != nil {
+			return err
+		}
+		break
+	}
+	n.log.Info("replayed the log", "from", applied+1, "to", to, "took", time.Since(began))
+	return nil
+}
+
+// How much of the log is applied in one step.
+const (
+	replayEntries = 1024
+	replayBytes   = 4 << 20
+)
+
+// applyLog applies what the state lacks up to an index from the node's own log,
+// around Raft. All of it is known to be committed.
+func (n *Node) applyLog(to uint64) error {
+	from, err := n.holds()
+	if err != nil {
+		return err
+	}
+	var logs []*raft.Log
+	size := 0
+	for index := from + 1; index <= to; index++ {
 		l := new(raft.Log)
 		if err := n.parts.Log.GetLog(index, l); err != nil {
 			return fmt.Errorf("replay log entry %d: %w", index, err)
 		}
 		if l.Type == raft.LogCommand || l.Type == raft.LogConfiguration {
 			logs = append(logs, l)
+			size += len(l.Data)
 		}
-		if len(logs) == chunk || index == to && len(logs) > 0 {
+		if len(logs) > 0 && (index == to || len(logs) == replayEntries || size >= replayBytes) {
 			for _, r := range n.parts.FSM.ApplyBatch(logs) {
 				if err, bad := r.(error); bad {
 					return err
 				}
 			}
-			logs = logs[:0]
+			logs, size = nil, 0
 		}
 	}
-	n.log.Info("replayed the log", "from", applied+1, "to", to, "took", time.Since(began))
 	return nil
 }
+
+// maxAppendEntries is how many entries go into one message at most. The transport
+// bounds its bytes, but only after Raft has read so many from the log, however
+// large they are: so many of command.MaxEntry are what the log keeps for the next
+// message (store.Logs), and more would be read again and again.
+const maxAppendEntries = 64
 
 func (n *Node) startRaft() error {
 	rc := raft.DefaultConfig()
@@ -168,7 +239,7 @@ func (n *Node) startRaft() error {
 	rc.ElectionTimeout = n.cfg.Heartbeat
 	rc.LeaderLeaseTimeout = n.cfg.Heartbeat
 	rc.CommitTimeout = n.cfg.CommitInterval
-	rc.MaxAppendEntries = 64
+	rc.MaxAppendEntries = maxAppendEntries
 	rc.SnapshotInterval = 10 * time.Second
 	rc.SnapshotThreshold, rc.TrailingLogs = n.logBudget()
 	rc.NoSnapshotRestoreOnStart = true // the state file is the snapshot
@@ -177,7 +248,8 @@ func (n *Node) startRaft() error {
 	rc.Logger = n.cfg.RaftLog
 	// Without Close: a node that leaves Raft because its disk failed goes on
 	// talking to its peers, and the library would close what it did not open.
-	r, err := raft.NewRaft(rc, n.parts.FSM, n.parts.Log, n.parts.Stable, n.parts.Snapshots, struct{ Transport }{n.parts.Transport})
+	r, err := raft.NewRaft(rc, machine{n.parts.FSM, n}, n.parts.Log, n.parts.Stable,
+		snapshots{n.parts.Snapshots, &n.still}, struct{ Transport }{n.parts.Transport})
 	if err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}

@@ -86,6 +86,8 @@ func (n *Node) Status() command.NodeStatus {
 	switch failure := n.Failure(); {
 	case failure != nil:
 		s.NotReadyBecause = failure.Error()
+	case n.Diverged() != 0:
+		s.NotReadyBecause = n.wrong().Error()
 	case n.Learner() && n.parts.State.LastCertified().IsZero():
 		s.NotReadyBecause = "no complete copy yet"
 	case !n.Learner() && s.LeaderID == "":

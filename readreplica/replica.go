@@ -55,6 +55,9 @@ type Node interface {
 	CatchUp() command.CatchUp
 	CaughtUp(command.CatchUp)
 	Failure() error
+	// Diverged is the first revision at which the state is known to differ from
+	// the leader's, 0 while it is not. Meanwhile View refuses.
+	Diverged() uint64
 	Status() command.NodeStatus
 
 	// Passed through.
@@ -76,6 +79,9 @@ type Replica struct {
 	lastSuccess atomic.Int64  // steady clock, 0 for never
 	waiting     atomic.Int64  // probe answers whose index is not applied yet
 	returning   atomic.Bool   // the first answer after an absence is not applied yet
+	// levelBy is how the copy had got level when it last was: another way since
+	// means that it has taken a copy, which has recorded itself.
+	levelBy atomic.Pointer[command.CatchUp]
 
 	stop  chan struct{}
 	ctx   context.Context
@@ -151,29 +157,39 @@ func (r *Replica) probeOnce() {
 	}
 	r.failed.Store(0)
 	began := r.clock.Steady()
-	r.lastSuccess.Store(int64(began))
-	away := !known || age(t, r.clock) > r.cfg.ContactLimit
+	before := time.Duration(r.lastSuccess.Swap(int64(began)))
+	away := !known || before == 0 || began-before > r.cfg.ContactLimit
 	if r.waiting.Load() >= maxWaiting {
 		return // the leader knows how this copy does; enough points are waited for
 	}
 	first := away && r.returning.CompareAndSwap(false, true)
-	had, before := r.appliedIndex(), r.CatchUp()
+	had := r.appliedIndex()
 	r.waiting.Add(1)
 	r.loops.Add(1)
 	go func() {
 		defer r.loops.Done()
 		defer r.waiting.Add(-1)
-		if r.Await(r.ctx, p) == nil {
+		if r.Await(r.ctx, p) == nil && r.Diverged() == 0 {
 			r.prove(p.AsOf)
-			// A full copy has recorded itself.
-			if first && p.Index > had && r.CatchUp() == before {
-				r.CaughtUp(command.CatchUp{Kind: "log", Records: p.Index - had, Seconds: (r.clock.Steady() - began).Seconds()})
+			if first || !r.returning.Load() {
+				r.level(first && p.Index > had, command.CatchUp{Kind: "log", Records: p.Index - min(had, p.Index), Seconds: (r.clock.Steady() - began).Seconds()})
 			}
 		}
 		if first {
 			r.returning.Store(false)
 		}
 	}()
+}
+
+// level notes that the copy is level, and, when it has returned from an absence
+// and has taken no copy meanwhile, that the log brought it there.
+func (r *Replica) level(returned bool, byLog command.CatchUp) {
+	by := r.CatchUp()
+	if before := r.levelBy.Load(); returned && (before == nil && by.Kind == "" || before != nil && by == *before) {
+		r.CaughtUp(byLog)
+		by = byLog
+	}
+	r.levelBy.Store(&by)
 }
 
 func (r *Replica) appliedIndex() uint64 {
@@ -194,8 +210,11 @@ func (r *Replica) prove(t node.Instant) {
 //
 // Errors: command.ErrNoLeader; command.ErrTooStale, no state within MaxStale
 // can be reached; command.ErrRevisionNotReached; command.ErrNotReady, this node
-// never held a complete state.
+// never held a complete state; command.ErrDiverged, what it holds is wrong.
 func (r *Replica) Read(ctx context.Context, o command.ReadOptions, fn func(command.View) error) (command.ReadInfo, error) {
+	if at := r.Diverged(); at != 0 {
+		return r.info(node.Instant{}, false), command.ErrDiverged.With("from revision %d on", at)
+	}
 	if o.MinRevision > 0 {
 		if err := r.awaitRevision(ctx, o); err != nil {
 			return r.info(node.Instant{}, false), err
@@ -207,12 +226,12 @@ func (r *Replica) Read(ctx context.Context, o command.ReadOptions, fn func(comma
 		if err != nil {
 			return r.info(asOf, known), err
 		}
-		revision, err := r.evaluate(fn)
+		revision, oldest, err := r.evaluate(fn)
 		if err != nil {
 			return r.info(asOf, known), err
 		}
 		info := r.info(asOf, known)
-		info.Revision = revision
+		info.Revision, info.Oldest = revision, oldest
 		if o.Mode == command.ReadConsistent {
 			info.Staleness = 0
 		}
@@ -306,18 +325,20 @@ func (r *Replica) awaitRevision(ctx context.Context, o command.ReadOptions) erro
 	return nil
 }
 
-func (r *Replica) evaluate(fn func(command.View) error) (revision uint64, err error) {
+// evaluate runs fn on a view, and says of which revision it is and which is the
+// oldest it can be read at.
+func (r *Replica) evaluate(fn func(command.View) error) (revision, oldest uint64, err error) {
 	view, err := r.View()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer view.Close()
-	return view.Revision(), fn(view)
+	return view.Revision(), view.OldestRevision(), fn(view)
 }
 
 func (r *Replica) info(asOf node.Instant, known bool) command.ReadInfo {
 	self := r.Self()
-	info := command.ReadInfo{Node: self.Name, Site: self.Site, Revision: r.state.Revision(), StalenessKnown: known, KnownLeader: r.KnowsLeader()}
+	info := command.ReadInfo{Node: self.Name, Site: self.Site, Revision: r.state.Revision(), Oldest: r.state.OldestRevision(), StalenessKnown: known, KnownLeader: r.KnowsLeader()}
 	contact, heard := r.LastContact()
 	if known {
 		info.Staleness = age(asOf, r.clock)
@@ -338,6 +359,7 @@ func (r *Replica) ReplicaStatus() command.ReplicaStatus {
 	s := command.ReplicaStatus{
 		Running: r.Failure() == nil, Mode: "voter", FailedRequests: r.failed.Load(), SecondsSinceLastSuccess: -1,
 		Applied: n.Revision, AppliedIndex: n.AppliedIndex, Lineage: hex.EncodeToString(n.Lineage[:]), Staleness: -1, LastCatchUp: r.CatchUp(),
+		Diverged: r.Diverged(), Damaged: r.state.Damaged(),
 	}
 	switch {
 	case n.State == "Leader":
@@ -360,6 +382,10 @@ func (r *Replica) ReplicaStatus() command.ReplicaStatus {
 	switch {
 	case !s.Running:
 		s.Status = "failed"
+	case s.Diverged != 0:
+		s.Status = "diverged"
+	case len(s.Damaged) > 0:
+		s.Status = "damaged"
 	case contact > r.cfg.ContactLimit, contact < 0 && now-r.began > r.cfg.ContactLimit:
 		s.Status = "cut-off"
 	case contact < 0:

@@ -19,6 +19,7 @@ type fakeNode struct {
 	learner   bool
 	reachable atomic.Bool // the leader answers
 	asks      atomic.Int64
+	diverged  atomic.Uint64
 	clock     fakeClock
 	state     fakeState
 
@@ -42,6 +43,17 @@ type fakeState struct {
 	certified time.Time // guarded by mu
 	revision  atomic.Uint64
 	applied   atomic.Uint64
+	oldest    atomic.Uint64
+	damaged   atomic.Pointer[[]command.Damage]
+}
+
+func (s *fakeState) OldestRevision() uint64 { return s.oldest.Load() }
+
+func (s *fakeState) Damaged() []command.Damage {
+	if d := s.damaged.Load(); d != nil {
+		return *d
+	}
+	return nil
 }
 
 func (s *fakeState) Certify(t time.Time) {
@@ -72,11 +84,12 @@ func (s *fakeState) WaitRevision(ctx context.Context, r uint64) error {
 
 type fakeView struct {
 	command.View
-	revision uint64
+	revision, oldest uint64
 }
 
-func (v fakeView) Revision() uint64 { return v.revision }
-func (v fakeView) Close()           {}
+func (v fakeView) Revision() uint64       { return v.revision }
+func (v fakeView) OldestRevision() uint64 { return v.oldest }
+func (v fakeView) Close()                 {}
 
 func newFake(learner bool) *fakeNode {
 	n := &fakeNode{learner: learner, clock: fakeClock{began: time.Now().Add(-time.Hour)}}
@@ -128,7 +141,10 @@ func (n *fakeNode) Await(ctx context.Context, _ node.Point) error {
 		return ctx.Err()
 	}
 }
-func (n *fakeNode) View() (command.View, error)        { return fakeView{revision: n.state.Revision()}, nil }
+func (n *fakeNode) View() (command.View, error) {
+	return fakeView{revision: n.state.Revision(), oldest: n.state.OldestRevision()}, nil
+}
+func (n *fakeNode) Diverged() uint64                   { return n.diverged.Load() }
 func (n *fakeNode) State() node.State                  { return &n.state }
 func (n *fakeNode) Clock() node.Clock                  { return &n.clock }
 func (n *fakeNode) Self() command.Member               { return command.Member{Name: "e1", Site: "east"} }
@@ -331,7 +347,6 @@ func TestErrorsOfTheEvaluationComeBackUnchanged(t *testing.T) {
 
 func TestTheReturnAfterAnAbsenceIsRecordedAsACatchUpByLog(t *testing.T) {
 	started(t, true, func(t *testing.T, n *fakeNode, r *Replica) {
-		n.CaughtUp(command.CatchUp{})
 		n.reachable.Store(false)
 		n.state.applied.Store(40)
 		time.Sleep(time.Minute)
@@ -381,6 +396,88 @@ func TestStatusFollowsTheProbe(t *testing.T) {
 		want("cut", "cut-off", true)
 		if s := r.ReplicaStatus(); s.SecondsSinceLastSuccess < int64(DefaultContactLimit/time.Second) || s.Staleness < DefaultContactLimit.Milliseconds() {
 			t.Errorf("cut for %v: %+v", 2*DefaultContactLimit, s)
+		}
+		r.Stop()
+	})
+}
+
+// Contents that are not the leader's are shown to nobody, however little the
+// reader asks for.
+func TestADivergedCopyAnswersNoRead(t *testing.T) {
+	started(t, true, func(t *testing.T, n *fakeNode, r *Replica) {
+		n.diverged.Store(7)
+		before := n.state.LastCertified()
+		for _, o := range []command.ReadOptions{{}, stale, {Mode: command.ReadConsistent}, {Mode: command.ReadStale, MaxStale: time.Hour}, {Mode: command.ReadStale, MinRevision: 1 << 40}} {
+			if _, err := r.Read(t.Context(), o, func(command.View) error { t.Error("it was evaluated"); return nil }); !errors.Is(err, command.ErrDiverged) {
+				t.Errorf("%+v: %v", o, err)
+			}
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if s := r.ReplicaStatus(); s.Status != "diverged" || s.Diverged != 7 {
+			t.Errorf("%+v", s)
+		}
+		if now := n.state.LastCertified(); !now.Equal(before) {
+			t.Errorf("wrong contents were certified at %v", now)
+		}
+		n.diverged.Store(0)
+		time.Sleep(DefaultProbeInterval)
+		synctest.Wait()
+		if _, err := r.Read(t.Context(), stale, nothing); err != nil || r.ReplicaStatus().Status != "level" {
+			t.Errorf("repaired: %v, %+v", err, r.ReplicaStatus())
+		}
+	})
+}
+
+// What is not damaged is still served.
+func TestADamagedCopySaysSoAndServesTheRest(t *testing.T) {
+	started(t, true, func(t *testing.T, n *fakeNode, r *Replica) {
+		bad := []command.Damage{{Table: "history", Problem: "checksum"}}
+		n.state.damaged.Store(&bad)
+		if s := r.ReplicaStatus(); s.Status != "damaged" || len(s.Damaged) != 1 {
+			t.Errorf("%+v", s)
+		}
+		if _, err := r.Read(t.Context(), stale, nothing); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAnswersAndRefusalsNameTheOldestRevision(t *testing.T) {
+	started(t, true, func(t *testing.T, n *fakeNode, r *Replica) {
+		n.state.revision.Store(9)
+		n.state.oldest.Store(4)
+		if info, err := r.Read(t.Context(), stale, nothing); err != nil || info.Oldest != 4 {
+			t.Errorf("%+v, %v", info, err)
+		}
+		refused := func(command.View) error { return command.ErrCompacted }
+		if info, err := r.Read(t.Context(), stale, refused); !errors.Is(err, command.ErrCompacted) || info.Oldest != 4 {
+			t.Errorf("%+v, %v", info, err)
+		}
+	})
+}
+
+// A copy that was taken brought the node further than the log after it.
+func TestACopyTakenDuringAnAbsenceStaysOnRecord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newFake(true)
+		r := New(Config{}, n)
+		full := command.CatchUp{Kind: "full", Records: 1000}
+		n.CaughtUp(full)
+		r.Start()
+		synctest.Wait()
+		if got := r.ReplicaStatus().LastCatchUp; got != full {
+			t.Errorf("after the first certificate: %+v", got)
+		}
+		n.reachable.Store(false)
+		time.Sleep(time.Minute)
+		delta := command.CatchUp{Kind: "delta", Records: 10}
+		n.CaughtUp(delta)
+		n.reachable.Store(true)
+		time.Sleep(DefaultProbeInterval)
+		synctest.Wait()
+		if got := r.ReplicaStatus().LastCatchUp; got != delta {
+			t.Errorf("after a return by delta: %+v", got)
 		}
 		r.Stop()
 	})

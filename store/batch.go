@@ -41,6 +41,7 @@ type Batch struct {
 	seenAt    located
 	seenFound bool
 	seenValid bool
+	seenSize  int // of its value, -1 when not known
 }
 
 // Begin starts a batch on the newest state. It waits for the batch before it to
@@ -54,7 +55,10 @@ func (s *State) Begin() *Batch {
 		s: s, base: g, meta: g.meta, members: g.members,
 		own: len(g.active.history), rolled: s.rolled,
 	}
-	b.overlay = overlay{top: g.active.fork(), under: g.frozen, open: func() (*fileTx, error) { return s.beginTx(g) }}
+	b.overlay = overlay{
+		top: g.active.fork(), under: g.frozen, oldest: g.meta.Oldest,
+		open: s.beginTx,
+	}
 	return b
 }
 
@@ -94,7 +98,20 @@ func (b *Batch) Get(key string) (rec command.Record, ok bool, err error) {
 		return command.Record{}, false, b.fail(err)
 	}
 	rec, err = b.peek(key, l)
+	b.seenSize = len(rec.Value)
 	return rec, err == nil, b.fail(err)
+}
+
+// valueSize is the size of the value of the key that was looked up last.
+func (b *Batch) valueSize(key string, l located) (int, error) {
+	if l.change != nil {
+		return len(l.change.rec.Value), nil
+	}
+	if b.seenValid && b.seen == key && b.seenSize >= 0 {
+		return b.seenSize, nil
+	}
+	rec, err := b.peek(key, l)
+	return len(rec.Value), err
 }
 
 // look finds the key's last change, including its delete.
@@ -107,7 +124,7 @@ func (b *Batch) look(key string) (located, bool, error) {
 	}
 	l, ok, err := b.find(key, true)
 	if err == nil {
-		b.seen, b.seenAt, b.seenFound, b.seenValid = key, l, ok, true
+		b.seen, b.seenAt, b.seenFound, b.seenValid, b.seenSize = key, l, ok, true, -1
 	}
 	return l, ok, err
 }
@@ -146,7 +163,14 @@ func (b *Batch) Put(rec command.Record) {
 	}
 	if !ok || l.deleted {
 		b.meta.Keys++
+		b.meta.DataBytes += uint64(len(rec.Key))
+	} else if size, err := b.valueSize(rec.Key, l); err != nil {
+		_ = b.fail(err)
+		return
+	} else {
+		b.meta.DataBytes -= uint64(size)
 	}
+	b.meta.DataBytes += uint64(len(rec.Value))
 	rec.ModifyRevision = b.NextRevision()
 	b.change(change{prev: l.at, table: tableKV, rec: rec})
 }
@@ -164,7 +188,14 @@ func (b *Batch) Delete(key string) {
 	if !ok || l.deleted {
 		return
 	}
+	size, err := b.valueSize(key, l)
+	if err != nil {
+		_ = b.fail(err)
+		return
+	}
 	b.meta.Keys--
+	b.meta.DataBytes -= uint64(len(key) + size)
+	b.meta.LastDelete = b.NextRevision()
 	b.change(change{prev: l.at, table: tableKV, deleted: true, rec: command.Record{Key: key, ModifyRevision: b.NextRevision()}})
 }
 
@@ -252,12 +283,14 @@ func (b *Batch) change(c change) *change {
 	b.pool = b.pool[1:]
 	*p = c
 	a := &b.s.arena
-	a.keep(p.encode(a.reserve(p.encodedBound())))
+	a.keep(p.encode(a.reserve(p.encodedBound()), header{
+		stamp: b.meta.Stamp, wall: b.meta.Wall, changes: b.meta.Changes, bytes: b.meta.ChangeBytes,
+	}))
 	b.top.add(p)
 	b.revision = append(b.revision, p)
 	if c.table == tableKV {
 		b.kv = true
-		b.seen, b.seenAt, b.seenFound, b.seenValid = c.rec.Key, inMemory(p), true, true
+		b.seen, b.seenAt, b.seenFound, b.seenValid, b.seenSize = c.rec.Key, inMemory(p), true, true, -1
 	} else {
 		b.other = true
 	}
@@ -277,7 +310,10 @@ func (b *Batch) Step() uint64 {
 	}
 	m := &b.meta
 	m.Revision++
-	m.History += uint64(len(b.revision))
+	m.Changes += uint64(len(b.revision))
+	for _, c := range b.revision {
+		m.ChangeBytes += uint64(len(c.enc))
+	}
 	if b.kv {
 		m.KVRevision = m.Revision
 	}
@@ -307,9 +343,9 @@ func extendLineage(h hash.Hash, l digest, rev uint64, changes []*change) digest 
 	return l
 }
 
-// Entry notes that a command entry has been decided: the state now stands for
-// index, and cluster time is stamp. The second hash takes in what steps no
-// revision,
+// Entry begins a command entry: the state stands for index from now on, cluster
+// time is stamp, and what the entry's commands change was made then. The second
+// hash takes in what steps no revision,
 //
 //	A(i) = first 16 bytes of SHA-256( A(i-1) | index | stamp | wall )
 //
@@ -320,13 +356,39 @@ func (b *Batch) Entry(index, term uint64, stamp command.Stamp, wall time.Time) {
 		return
 	}
 	m.Stamp, m.Wall = stamp, wall.UnixNano()
-	var in [len(m.Hash) + 3*8]byte
-	copy(in[:], m.Hash[:])
-	binary.BigEndian.PutUint64(in[len(m.Hash):], index)
-	binary.BigEndian.PutUint64(in[len(m.Hash)+8:], uint64(stamp))
-	binary.BigEndian.PutUint64(in[len(m.Hash)+16:], uint64(m.Wall))
-	sum := sha256.Sum256(in[:])
+	m.rollHash(index, uint64(stamp), uint64(m.Wall))
+}
+
+func (m *meta) rollHash(numbers ...uint64) {
+	in := make([]byte, 0, len(m.Hash)+3*8)
+	in = append(in, m.Hash[:]...)
+	for _, n := range numbers {
+		in = binary.BigEndian.AppendUint64(in, n)
+	}
+	sum := sha256.Sum256(in)
 	copy(m.Hash[:], sum[:])
+}
+
+// Compact raises the compaction point to a revision, if that is above it: views
+// of the state answer for no revision below. The second hash takes it in. A
+// revision beyond the newest counts as that.
+//
+// From here on a delete below the point is as if the key had never been, for
+// whatever is decided next; the records that become superfluous are dropped
+// from the file later, bit by bit.
+func (b *Batch) Compact(rev uint64) {
+	m := &b.meta
+	rev = min(rev, m.Revision)
+	if b.err != nil || rev <= m.Oldest {
+		return
+	}
+	m.Oldest, b.overlay.oldest = rev, rev
+	b.seenValid = false
+	m.Buried = m.LastDelete
+	if m.LastDelete >= rev {
+		m.Buried = rev - 1
+	}
+	m.rollHash(rev)
 }
 
 // Configuration notes that the entry at index carried a Raft configuration. An

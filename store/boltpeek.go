@@ -290,6 +290,30 @@ func (p *boltPeek) verifyFreelist(used map[uint64]bool) error {
 	return nil
 }
 
+// freePages is how many pages are free, or will be once no reader needs them.
+func (p *boltPeek) freePages() (n uint64, err error) {
+	if p.freelist == boltNoFreelist {
+		return 0, nil
+	}
+	if p.freelist >= p.pages {
+		return 0, errBoltPage
+	}
+	var head [boltPageHeader + 8]byte
+	if _, err := p.f.ReadAt(head[:], int64(p.freelist)*p.pageSize); err != nil {
+		return 0, err
+	}
+	if boltOrder.Uint64(head[:]) != p.freelist || boltOrder.Uint16(head[8:]) != boltFreeFlag {
+		return 0, errBoltPage
+	}
+	if n = uint64(boltOrder.Uint16(head[10:])); n == 0xffff {
+		n = boltOrder.Uint64(head[boltPageHeader:]) // too many for the header
+	}
+	if n > p.pages {
+		return 0, errBoltPage
+	}
+	return n, nil
+}
+
 // verifyTree checks the pages under one: each is used once and holds, in
 // ascending order, keys that are at least low and, unless high is nil, below
 // it.

@@ -85,6 +85,9 @@ type generation struct {
 	meta           meta
 	members        []member // ascending by ID
 	file           *stateFile
+	// ahead: the file is ahead of meta, by what a delta is putting into it, and no
+	// layer hides that. Views then look past it.
+	ahead bool
 }
 
 // arena hands out memory in large pieces. What it handed out lives as long as

@@ -12,8 +12,9 @@ import (
 )
 
 // stateFormat is the version of everything in the state file. A build refuses a
-// newer one.
-const stateFormat = 1
+// newer one. Format 1, of builds before the first release, had no times in its
+// records.
+const stateFormat = 2
 
 // position names one change: the k-th of a revision. The zero position means
 // "no change"; revisions start at 1.
@@ -66,12 +67,17 @@ type change struct {
 	at, prev position
 	table    table
 	deleted  bool
+	bodyAt   uint8 // where the body starts in enc
 	// rec is the record after the change; of a deleted key, only Key is set.
 	// rec.Value shares memory with enc.
 	rec command.Record
 	// enc is the change as it is stored under its position:
 	//
-	//	CRC-32C of position and all that follows (4) | lineage (16, when k is 0) | body
+	//	CRC-32C of position and all that follows (4) | header, when k is 0 | body
+	//
+	// The header is
+	//
+	//	lineage (16) | stamp | wall | changes | bytes
 	//
 	// and the body is
 	//
@@ -82,16 +88,23 @@ type change struct {
 	enc []byte
 }
 
-// bodyOffset is where the body of the change at p starts in its encoding.
-func bodyOffset(p position) int {
-	if p.k == 0 {
-		return 4 + len(command.Lineage{})
-	}
-	return 4
+// header says of a revision when it was made and how much there was before it,
+// so that a moment, a count or a size is found by a binary search.
+type header struct {
+	lineage command.Lineage
+	stamp   command.Stamp
+	wall    int64  // Unix nanoseconds
+	changes uint64 // made before this revision, ever
+	bytes   uint64 // of their encodings
+}
+
+// created reports whether the key did not exist before the change's revision.
+func (c *change) created() bool {
+	return !c.deleted && c.rec.CreateRevision == c.at.rev && c.prev.rev < c.at.rev
 }
 
 // body is what lineage is computed over.
-func (c *change) body() []byte { return c.enc[bodyOffset(c.at):] }
+func (c *change) body() []byte { return c.enc[c.bodyAt:] }
 
 // lineage is the lineage of the change's revision; valid when k is 0.
 func (c *change) lineage() (l command.Lineage) {
@@ -99,18 +112,43 @@ func (c *change) lineage() (l command.Lineage) {
 	return l
 }
 
+// header is the header of the change's revision; valid when k is 0.
+func (c *change) header() (h header) {
+	f := fields{b: c.enc[4:]}
+	h.decode(&f)
+	return h
+}
+
+func (h *header) decode(f *fields) {
+	copy(h.lineage[:], f.take(len(h.lineage)))
+	h.stamp, h.wall = command.Stamp(f.number()), int64(f.number())
+	h.changes, h.bytes = f.number(), f.number()
+}
+
+func (h *header) append(b []byte) []byte {
+	b = append(b, h.lineage[:]...)
+	b = binary.AppendUvarint(b, uint64(h.stamp))
+	b = binary.AppendUvarint(b, uint64(h.wall))
+	b = binary.AppendUvarint(b, h.changes)
+	return binary.AppendUvarint(b, h.bytes)
+}
+
 // encodedBound is at least the size of c's encoding.
 func (c *change) encodedBound() int {
-	return 4 + len(command.Lineage{}) + 1 + 8*binary.MaxVarintLen64 +
+	return 4 + len(command.Lineage{}) + 1 + 12*binary.MaxVarintLen64 +
 		len(c.rec.Key) + len(c.rec.Session) + len(c.rec.Value)
 }
 
 // encode appends c's encoding to b, with room for lineage and checksum, which
-// seal fills in, and makes c.enc and c.rec.Value share b.
-func (c *change) encode(b []byte) []byte {
+// seal fills in, and makes c.enc and c.rec.Value share b. The header counts when
+// k is 0.
+func (c *change) encode(b []byte, h header) []byte {
 	start := len(b)
-	var room [4 + len(command.Lineage{})]byte
-	b = append(b, room[:bodyOffset(c.at)]...)
+	b = append(b, 0, 0, 0, 0)
+	if c.at.k == 0 {
+		b = h.append(b)
+	}
+	c.bodyAt = uint8(len(b) - start)
 	op := byte(opSet)
 	if c.deleted {
 		op = opDelete
@@ -144,13 +182,17 @@ func (c *change) seal(l command.Lineage) {
 // with enc. When key is not empty the change must be one of that key, and no
 // copy of the key is made. Anything that does not fit is ErrDamaged.
 func (c *change) decode(at position, enc []byte, key string) error {
-	off := bodyOffset(at)
-	if len(enc) <= off || binary.BigEndian.Uint32(enc) != changeSum(at, enc[4:]) {
-		return command.ErrDamaged.With("checksum of revision %d.%d", at.rev, at.k)
+	if err := checkChange(at, enc); err != nil {
+		return err
 	}
-	f := fields{b: enc[off:]}
+	f := fields{b: enc[4:]}
+	if at.k == 0 {
+		var h header
+		h.decode(&f)
+	}
+	bodyAt := uint8(len(enc) - len(f.b))
 	kind := f.byte()
-	*c = change{at: at, table: table(kind >> 4), enc: enc}
+	*c = change{at: at, table: table(kind >> 4), enc: enc, bodyAt: bodyAt}
 	c.deleted = kind&0xf == opDelete
 	c.prev = position{rev: f.number(), k: uint32(f.number())}
 	name := f.text()
@@ -180,11 +222,23 @@ func (c *change) decode(at position, enc []byte, key string) error {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
+// checkChange verifies the checksum of a change's encoding.
+func checkChange(at position, enc []byte) error {
+	if len(enc) <= 4 || binary.BigEndian.Uint32(enc) != changeSum(at, enc[4:]) {
+		return command.ErrDamaged.With("checksum of revision %d.%d", at.rev, at.k)
+	}
+	return nil
+}
+
 // changeSum covers the position, so that a record found under another one is
 // as bad as a flipped bit.
 func changeSum(at position, b []byte) uint32 {
-	p := at.bytes()
-	return crc32.Update(crc32.Checksum(p[:], castagnoli), castagnoli, b)
+	// By hand: what is handed to package crc32 is allocated.
+	sum := ^uint32(0)
+	for _, v := range at.bytes() {
+		sum = castagnoli[byte(sum)^v] ^ sum>>8
+	}
+	return crc32.Update(^sum, castagnoli, b)
 }
 
 // A pointer is what the keys and tombs buckets hold for a key: the position of
@@ -228,21 +282,43 @@ type meta struct {
 	Revision        uint64 `json:"revision"`
 	KVRevision      uint64 `json:"kv_revision"`
 	MembersRevision uint64 `json:"members_revision"`
-	// Oldest is the oldest revision whose state can still be read.
+	// LastDelete is the last revision at which a key was deleted.
+	LastDelete uint64 `json:"last_delete"`
+	// Oldest is the compaction point: the oldest revision whose state can still
+	// be read. Buried bounds the revisions of the deletes it has made forget.
 	Oldest  uint64 `json:"oldest"`
+	Buried  uint64 `json:"buried"`
 	Lineage digest `json:"lineage"`
 	// Hash rolls over what steps no revision: index, cluster time and wall
-	// time of each command entry. Compare it at equal Applied.
+	// time of each command entry, and the compaction point. Compare it at equal
+	// Applied.
 	Hash  digest        `json:"hash"`
 	Stamp command.Stamp `json:"stamp"`
 	Wall  int64         `json:"wall"` // Unix nanoseconds
 
-	Keys    uint64 `json:"keys"`
-	History uint64 `json:"history"`
+	Keys uint64 `json:"keys"`
+	// DataBytes is the size of all keys and their values.
+	DataBytes uint64 `json:"data_bytes"`
+	// Changes and ChangeBytes count all changes ever made, and their encodings.
+	Changes     uint64 `json:"changes"`
+	ChangeBytes uint64 `json:"change_bytes"`
 
 	Cluster    command.Cluster `json:"cluster"`
 	ClusterRev uint64          `json:"cluster_rev"`
 	ClusterK   uint32          `json:"cluster_k"`
+}
+
+// local is what is true of one state file and not of the state in it: two files
+// that hold the same state may differ here.
+type local struct {
+	// Records is how many changes the file's history holds.
+	Records uint64 `json:"records"`
+	// Target is the compaction point that superfluous records are dropped for,
+	// and NextRev and NextK the position at which that goes on; it is done when
+	// that lies behind Target.
+	Target  uint64 `json:"target"`
+	NextRev uint64 `json:"next_rev"`
+	NextK   uint32 `json:"next_k"`
 }
 
 // member is one row of the members table and the position of its last change.
@@ -322,6 +398,14 @@ func (f *fields) number() uint64 {
 func (f *fields) text() []byte {
 	n := f.number()
 	if n > uint64(len(f.b)) {
+		f.bad, f.b = true, nil
+		return nil
+	}
+	return f.take(int(n))
+}
+
+func (f *fields) take(n int) []byte {
+	if n > len(f.b) {
 		f.bad, f.b = true, nil
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -20,30 +21,88 @@ import (
 	"github.com/holdfast-db/holdfast/command"
 )
 
-// A copy is the history in order, then everything else. It is a stream of
+// A copy is a stream of
 //
 //	magic (8) | frames
 //
 // and each frame is
 //
-//	type (1) | length (4) | payload
+//	type (1) | length of the payload (4) | CRC-32C of the two and the payload (4) | payload
 //
-// A history frame holds a historyPage, the state frame the JSON of copyState.
-// The end frame holds how many changes and bytes came before it, and their
-// CRC-32C: a stream without it is cut off.
+// First comes the header. A delta goes on with pages of history, a full copy
+// with the history up to a revision, the anchor; with pointers, in the order of
+// their keys; and with the history after the anchor. A repair has what was asked
+// for of either. Then comes the state frame,
+// which holds all that is neither, and the end frame, which holds how many
+// changes, keys and bytes came before it: a stream without it is cut off.
+//
+// What was taken of a stream that breaks off is kept, and the next request asks
+// for the rest.
 const (
-	copyMagic = "HFCOPY1\n"
+	copyMagic = "HFCOPY2\n"
 
-	frameHistory = 'H'
-	frameState   = 'S'
-	frameEnd     = 'E'
+	frameHeader   = 'C' // copyHeader
+	frameHistory  = 'H' // a page of history
+	framePointers = 'P' // a page of pointers
+	frameState    = 'S' // copyState
+	frameEnd      = 'E'
 
-	copyPage    = 256 << 10 // bytes of history read under one view
-	copyEndSize = 8 + 8 + 4
-	// stageBytes is how much history goes into one transaction of the staged
-	// file: more makes better use of each page written.
-	stageBytes = 32 << 20
+	frameHeadSize = 1 + 4 + 4
+	copyEndSize   = 8 + 8 + 8
+	// frameMax is far above what a page may hold with one change in it.
+	frameMax = 64 << 20
 )
+
+// Kinds of copies.
+const (
+	copyDelta = "delta"
+	copyRange = "range"
+	copyFull  = "full"
+)
+
+// copyRequest says what a state has, so that another one can tell what it lacks.
+type copyRequest struct {
+	Format int `json:"format"`
+	// Full asks for everything, whatever the state has.
+	Full     bool   `json:"full,omitempty"`
+	Cluster  string `json:"cluster"`
+	Revision uint64 `json:"revision"`
+	Lineage  digest `json:"lineage"` // at Revision
+	Applied  uint64 `json:"applied"`
+	// Resume is how far a full copy had come when it broke off.
+	Resume *copyResume `json:"resume,omitempty"`
+	// Repair asks for what is damaged, and if that cannot be had, for everything.
+	Repair *repairAsk `json:"repair,omitempty"`
+}
+
+// copyResume is where a full copy goes on.
+type copyResume struct {
+	Anchor  uint64     `json:"anchor"`
+	Lineage digest     `json:"lineage"` // at Anchor
+	Stage   buildStage `json:"stage"`
+	NextRev uint64     `json:"next_rev"` // NextRev and NextK: where history goes on
+	NextK   uint32     `json:"next_k"`
+	Key     []byte     `json:"key"` // the last that came
+	// Reach is the highest revision that anything taken so far belongs to.
+	Reach uint64 `json:"reach"`
+	// Compaction is how far the senders had got with dropping records: the least
+	// of them. Dropped is the highest point any of them dropped records for.
+	Compaction local  `json:"compaction"`
+	Dropped    uint64 `json:"dropped"`
+}
+
+// copyHeader says what a stream holds.
+type copyHeader struct {
+	Kind   string `json:"kind"`
+	Format int    `json:"format"`
+	// Revision is what a delta follows, and of a full copy the anchor. Lineage is
+	// that of the revision.
+	Revision uint64 `json:"revision"`
+	Lineage  digest `json:"lineage"`
+	// Resumed: the full copy goes on where the request said.
+	Resumed    bool  `json:"resumed,omitempty"`
+	Compaction local `json:"compaction"`
+}
 
 // copyState is all of a state but its history.
 type copyState struct {
@@ -51,11 +110,12 @@ type copyState struct {
 	Members []member `json:"members"`
 }
 
-// CopyStats says what a received copy holds.
+// CopyStats says what a received copy brought.
 type CopyStats struct {
-	Records  uint64 // changes of history
+	Kind     string // "delta", "range" or "full"
+	Records  uint64 // changes of history that came, after a break only the rest
 	Bytes    uint64 // of the stream
-	Revision uint64
+	Revision uint64 // of the copy
 	// Index is the Raft index the copy stands for.
 	Index   uint64
 	Elapsed time.Duration
@@ -67,104 +127,99 @@ type copies struct {
 
 	mu      sync.Mutex
 	staged  *meta              // complete in incoming/, not swapped in yet
+	partial *builder           // of a full copy that broke off; taken out while it goes on
+	spool   *spool             // of a delta that broke off; likewise
 	created *raft.SnapshotMeta // the snapshot Raft is about to restore
 
-	retiring sync.WaitGroup // files swapped out that views still use
+	held     atomic.Int64 // who needs the file's records kept: see holdCompaction
+	dropping sync.Mutex   // held while records are being dropped
+
+	rewriting sync.Mutex     // held by rewrite
+	retiring  sync.WaitGroup // files swapped out that views still use
 }
 
-// copyRounds bounds how often WriteCopy goes after what was written meanwhile.
-const copyRounds = 8
-
-// WriteCopy writes a full copy of one consistent state to w. The state is at
-// least as new as the call. It may take any time: w is never waited for while a
-// view is open. What is applied meanwhile is sent in further rounds as long as
-// they get shorter, so that the copy is nearly current when it ends.
-func (s *State) WriteCopy(ctx context.Context, w io.Writer) error {
-	out := &copyWriter{w: bufio.NewWriterSize(w, 64<<10)}
-	if err := s.writeCopy(ctx, out); err != nil {
-		return fmt.Errorf("write copy: %w", err)
+// CopyRequest is what this state asks another one for: what it lacks, or with
+// full everything. After a copy that broke off it asks for the rest, and for
+// everything again when the sender cannot go on with it.
+func (s *State) CopyRequest(full bool) []byte {
+	m := &s.gen.Load().meta
+	req := copyRequest{
+		Format: stateFormat, Full: full, Cluster: m.Cluster.ID,
+		Revision: m.Revision, Lineage: m.Lineage, Applied: m.Applied,
 	}
-	return nil
+	if found := s.gen.Load().file.damage.ranges(); len(found) > 0 && !full {
+		req.Repair = s.repairRequest()
+		req.Full = req.Repair == nil
+	}
+	s.copies.mu.Lock()
+	defer s.copies.mu.Unlock()
+	if b := s.copies.partial; b != nil {
+		req.Resume = b.resume()
+	} else if sp := s.copies.spool; sp != nil && !full && sp.through.rev > m.Revision {
+		req.Revision, req.Lineage = sp.through.rev, sp.through.lineage
+	}
+	return mustJSON(req)
 }
 
-func (s *State) writeCopy(ctx context.Context, out *copyWriter) error {
-	out.raw([]byte(copyMagic))
-	g := s.gen.Load()
-	origin := g.file
-	var page historyPage
-	for round, before := 1, uint64(0); ; round++ {
-		sent, start := out.records, time.Now()
-		for {
-			if err := s.copyPage(origin, page.last, g.meta.Revision, &page); err != nil {
-				return err
-			}
-			if page.records == 0 {
-				break
-			}
-			out.records += uint64(page.records)
-			out.frame(frameHistory, page.data)
-			if err := errors.Join(ctx.Err(), out.err); err != nil {
-				return err
-			}
-		}
-		sent = out.records - sent
-		if time.Since(start) < time.Second || round == copyRounds || round > 1 && sent > before/2 {
-			break
-		}
-		before, g = sent, s.gen.Load()
-	}
-	state, err := json.Marshal(copyState{Meta: g.meta, Members: g.members})
-	if err != nil {
-		return err
-	}
-	out.frame(frameState, state)
-	return out.end()
-}
-
-// copyPage reads the next page of history under a view of its own.
-func (s *State) copyPage(origin *stateFile, after position, through uint64, page *historyPage) error {
-	v, err := s.view()
-	if err != nil {
-		return err
-	}
-	defer v.Close()
-	if v.gen.file != origin {
-		return errors.New("the state was replaced meanwhile")
-	}
-	return v.historyAfter(after, through, copyPage, page)
-}
-
-// copyWriter writes a stream and sums it up. After an error it does nothing.
+// copyWriter writes a stream and counts. After an error it does nothing.
 type copyWriter struct {
-	w       *bufio.Writer
-	records uint64
-	bytes   uint64
-	sum     uint32
-	err     error
+	ctx           context.Context
+	w             *bufio.Writer
+	records, keys uint64
+	bytes         uint64
+	err           error
+}
+
+func newCopyWriter(ctx context.Context, w io.Writer) *copyWriter {
+	return &copyWriter{ctx: ctx, w: bufio.NewWriterSize(w, 64<<10)}
 }
 
 func (c *copyWriter) raw(b []byte) {
-	if c.err != nil {
-		return
+	if c.err == nil {
+		c.bytes += uint64(len(b))
+		_, c.err = c.w.Write(b)
 	}
-	c.bytes += uint64(len(b))
-	c.sum = crc32.Update(c.sum, castagnoli, b)
-	_, c.err = c.w.Write(b)
 }
 
-func (c *copyWriter) frame(kind byte, payload []byte) {
-	head := [5]byte{kind}
+func (c *copyWriter) frame(kind byte, payload []byte) error {
+	if c.err == nil {
+		c.err = c.ctx.Err()
+	}
+	var head [frameHeadSize]byte
+	head[0] = kind
 	binary.BigEndian.PutUint32(head[1:], uint32(len(payload)))
+	binary.BigEndian.PutUint32(head[5:], frameSum(head[:5], payload))
 	c.raw(head[:])
 	c.raw(payload)
+	return c.err
+}
+
+func frameSum(head, payload []byte) uint32 {
+	return crc32.Update(crc32.Checksum(head, castagnoli), castagnoli, payload)
+}
+
+func (c *copyWriter) json(kind byte, v any) { _ = c.frame(kind, mustJSON(v)) }
+
+func (c *copyWriter) header(h *copyHeader) {
+	c.raw([]byte(copyMagic))
+	c.json(frameHeader, h)
+}
+
+func (c *copyWriter) writeHistory(page []byte, records uint64) error {
+	c.records += records
+	return c.frame(frameHistory, page)
+}
+
+func (c *copyWriter) writePointers(page []byte, keys uint64) error {
+	c.keys += keys
+	return c.frame(framePointers, page)
 }
 
 func (c *copyWriter) end() error {
 	e := binary.BigEndian.AppendUint64(nil, c.records)
+	e = binary.BigEndian.AppendUint64(e, c.keys)
 	e = binary.BigEndian.AppendUint64(e, c.bytes)
-	e = binary.BigEndian.AppendUint32(e, c.sum)
-	c.frame(frameEnd, e)
-	if c.err == nil {
+	if c.frame(frameEnd, e) == nil {
 		c.err = c.w.Flush()
 	}
 	return c.err
@@ -172,172 +227,121 @@ func (c *copyWriter) end() error {
 
 // copyReader is the inverse of copyWriter.
 type copyReader struct {
-	r     *bufio.Reader
-	bytes uint64
-	sum   uint32
-	buf   []byte
+	ctx           context.Context
+	stop          <-chan struct{}
+	r             *bufio.Reader
+	records, keys uint64
+	bytes         uint64
+	broken        error // of the stream itself
 }
 
-// take reads n bytes. They are valid until the next call. Memory grows with what
-// arrives, not with what a header claims.
-func (c *copyReader) take(n int) ([]byte, error) {
-	c.buf = c.buf[:0]
-	for len(c.buf) < n {
-		step := min(n-len(c.buf), 1<<20)
-		have := len(c.buf)
-		c.buf = append(c.buf, make([]byte, step)...)
-		if _, err := io.ReadFull(c.r, c.buf[have:]); err != nil {
+func (s *State) newCopyReader(ctx context.Context, r io.Reader) *copyReader {
+	return &copyReader{ctx: ctx, stop: s.stop, r: bufio.NewReaderSize(r, 64<<10)}
+}
+
+// take reads n bytes and appends them to b. Memory grows with what arrives, not
+// with what a header claims.
+func (c *copyReader) take(b []byte, n int) ([]byte, error) {
+	for n > 0 {
+		step := min(n, max(cap(b)-len(b), 1<<20))
+		have := len(b)
+		b = append(b, make([]byte, step)...)
+		if _, err := io.ReadFull(c.r, b[have:]); err != nil {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
-			return nil, err
+			c.broken = err
+			return b, err
 		}
+		n -= step
+		c.bytes += uint64(step)
 	}
-	c.bytes += uint64(n)
-	c.sum = crc32.Update(c.sum, castagnoli, c.buf)
-	return c.buf, nil
+	return b, nil
 }
 
-func (c *copyReader) frame() (kind byte, payload []byte, err error) {
-	head, err := c.take(5)
+// frame reads a frame, and its payload into buf.
+func (c *copyReader) frame(buf []byte) (kind byte, payload []byte, err error) {
+	select {
+	case <-c.stop:
+		c.broken = command.ErrStopping
+	default:
+		c.broken = c.ctx.Err()
+	}
+	if c.broken != nil {
+		return 0, nil, c.broken
+	}
+	head, err := c.take(make([]byte, 0, frameHeadSize), frameHeadSize)
 	if err != nil {
 		return 0, nil, err
 	}
-	kind = head[0]
-	payload, err = c.take(int(binary.BigEndian.Uint32(head[1:])))
-	return kind, payload, err
+	n := binary.BigEndian.Uint32(head[1:])
+	if n > frameMax {
+		return 0, nil, command.ErrDamaged.With("copy: frame of %d bytes", n)
+	}
+	if payload, err = c.take(buf[:0], int(n)); err != nil {
+		return 0, nil, err
+	}
+	if binary.BigEndian.Uint32(head[5:]) != frameSum(head[:5], payload) {
+		return 0, nil, command.ErrDamaged.With("copy: checksum of a frame")
+	}
+	return head[0], payload, nil
 }
 
-// ReceiveCopy reads a full copy from r, verifies it and stages it in the data
-// directory as a complete state file. On return it is durable, but no view sees
-// it before SwapCopy; a copy staged before is gone. One copy is received at a
-// time. The context is looked at between pieces: who cancels it also closes r.
-//
-// A stream that ends early is io.ErrUnexpectedEOF; one that does not match its
-// checksums is command.ErrDamaged.
-func (s *State) ReceiveCopy(ctx context.Context, r io.Reader) (CopyStats, error) {
-	if !s.copies.receiving.TryLock() {
-		return CopyStats{}, errors.New("receive copy: another copy is being received")
-	}
-	defer s.copies.receiving.Unlock()
-	stats, err := s.receiveCopy(ctx, r)
+func (c *copyReader) header() (h copyHeader, err error) {
+	magic, err := c.take(nil, len(copyMagic))
 	if err != nil {
-		return CopyStats{}, fmt.Errorf("receive copy: %w", err)
+		return h, err
 	}
-	return stats, nil
+	if string(magic) != copyMagic {
+		return h, errors.New("the stream is not a copy this build understands")
+	}
+	kind, payload, err := c.frame(nil)
+	switch {
+	case err != nil:
+		return h, err
+	case kind != frameHeader:
+		return h, command.ErrDamaged.With("copy: it begins with frame %q", kind)
+	}
+	if err := json.Unmarshal(payload, &h); err != nil {
+		return h, command.ErrDamaged.With("copy: header: %v", err)
+	}
+	return h, checkFormat(h.Format)
 }
 
-func (s *State) receiveCopy(ctx context.Context, r io.Reader) (_ CopyStats, err error) {
-	start := time.Now()
-	folder := filepath.Join(s.cfg.Dir, incomingName)
-	s.copies.mu.Lock()
-	s.copies.staged = nil
-	err = os.RemoveAll(folder)
-	s.copies.mu.Unlock()
-	if err != nil {
-		return CopyStats{}, err
-	}
-	if err := os.Mkdir(folder, 0o700); err != nil {
-		return CopyStats{}, err
-	}
-	unfinished := filepath.Join(folder, stateName+".part")
-	defer func() {
-		if err != nil {
-			_ = os.RemoveAll(folder)
-		}
-	}()
-	stage, err := newStage(unfinished)
-	if err != nil {
-		return CopyStats{}, err
-	}
-	in := &copyReader{r: bufio.NewReaderSize(r, 64<<10)}
-	m, err := stage.fill(ctx, s.stop, in)
-	if cerr := stage.db.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return CopyStats{}, err
-	}
-	if err := syncPath(unfinished); err != nil {
-		return CopyStats{}, err
-	}
-	s.copies.mu.Lock()
-	defer s.copies.mu.Unlock()
-	if err := os.Rename(unfinished, filepath.Join(folder, stateName)); err != nil {
-		return CopyStats{}, err
-	}
-	if err := syncPath(folder); err != nil {
-		return CopyStats{}, err
-	}
-	s.copies.staged = m
-	return CopyStats{
-		Records: stage.records, Bytes: in.bytes, Revision: m.Revision, Index: m.RaftIndex, Elapsed: time.Since(start),
-	}, nil
+// pageTaker takes the pages that come, verifies them and does something with them.
+type pageTaker interface {
+	buffer() []byte             // memory for a page
+	history(page []byte) error  // the page becomes the taker's
+	pointers(page []byte) error // likewise
 }
 
-// stage builds a state file from a copy.
-type stage struct {
-	stateFile
-	layer   *layer
-	arena   arena
-	last    position
-	lineage command.Lineage // of last.rev
-	records uint64
-}
-
-func newStage(path string) (*stage, error) {
-	// Unsynced until the end: a half-made file is thrown away.
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
-		FreelistType: bbolt.FreelistMapType, NoSync: true, NoGrowSync: true, NoStatistics: true,
-		InitialMmapSize: 1 << 30,
-	})
-	if err != nil {
-		return nil, err
-	}
-	st := &stage{stateFile: stateFile{db: db}, layer: newLayer()}
-	if _, _, err := st.load(); err != nil {
-		_ = db.Close()
-		return nil, err
-	}
-	return st, nil
-}
-
-// fill reads the whole stream into the file.
-func (st *stage) fill(ctx context.Context, stop <-chan struct{}, in *copyReader) (*meta, error) {
-	if magic, err := in.take(len(copyMagic)); err != nil {
-		return nil, err
-	} else if string(magic) != copyMagic {
-		return nil, errors.New("the stream is not a copy this build understands")
-	}
-	var state *copyState
+// body reads all that follows the header. Everything that the taker was given
+// has been verified by it; state is nil unless the stream is complete.
+func (c *copyReader) body(to pageTaker) (state *copyState, err error) {
 	for {
-		select {
-		case <-stop:
-			return nil, command.ErrStopping
-		default:
-		}
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		before, sum := in.bytes, in.sum
-		kind, payload, err := in.frame()
+		before := c.bytes
+		kind, payload, err := c.frame(to.buffer())
 		if err != nil {
 			return nil, err
 		}
 		switch {
 		case kind == frameHistory && state == nil:
-			err = st.history(payload)
+			c.records += countChanges(payload)
+			err = to.history(payload)
+		case kind == framePointers && state == nil:
+			c.keys += countPointers(payload)
+			err = to.pointers(payload)
 		case kind == frameState && state == nil:
 			state = &copyState{}
-			if err = json.Unmarshal(payload, state); err != nil {
-				err = command.ErrDamaged.With("copy: state: %v", err)
+			if err := json.Unmarshal(payload, state); err != nil {
+				return nil, command.ErrDamaged.With("copy: state: %v", err)
 			}
 		case kind == frameEnd && state != nil:
-			if len(payload) != copyEndSize || binary.BigEndian.Uint64(payload) != st.records ||
-				binary.BigEndian.Uint64(payload[8:]) != before || binary.BigEndian.Uint32(payload[16:]) != sum {
-				return nil, command.ErrDamaged.With("copy: the sum over the stream does not match")
+			if len(payload) != copyEndSize || binary.BigEndian.Uint64(payload) != c.records ||
+				binary.BigEndian.Uint64(payload[8:]) != c.keys || binary.BigEndian.Uint64(payload[16:]) != before {
+				return nil, command.ErrDamaged.With("copy: it is not as long as it says")
 			}
-			return &state.Meta, st.finish(state)
+			return state, nil
 		default:
 			err = command.ErrDamaged.With("copy: unexpected frame %q", kind)
 		}
@@ -347,73 +351,173 @@ func (st *stage) fill(ctx context.Context, stop <-chan struct{}, in *copyReader)
 	}
 }
 
-// history takes one page in.
-func (st *stage) history(page []byte) error {
-	err := eachChange(page, func(at position, enc []byte) error {
-		if !st.last.less(at) {
-			return command.ErrDamaged.With("copy: revision %d.%d follows %d.%d", at.rev, at.k, st.last.rev, st.last.k)
-		}
-		c := &change{}
-		if err := c.decode(at, st.arena.copy(enc), ""); err != nil {
-			return err
-		}
-		st.last = at
-		if at.k == 0 {
-			st.lineage = c.lineage()
-		}
-		st.records++
-		st.layer.add(c)
-		return nil
-	})
-	if err == nil && st.layer.bytes >= stageBytes {
-		err = st.spill(nil)
+// ReceiveCopy takes in what WriteCopy sends and verifies it. A delta is in place
+// when it returns, durably and in one step for whoever reads. A full copy is
+// staged in the data directory as a complete, durable state file, and no view
+// sees it before SwapCopy; a copy staged before is gone.
+//
+// One copy is received at a time. The context is looked at between pieces: who
+// cancels it also closes r. What was taken of a stream that breaks off is kept by
+// this process, and CopyRequest then asks for the rest.
+//
+// A stream that ends early is io.ErrUnexpectedEOF; one that does not match its
+// checksums is command.ErrDamaged; a delta that does not follow from this state is
+// command.ErrDiverged, and changes nothing.
+func (s *State) ReceiveCopy(ctx context.Context, r io.Reader) (CopyStats, error) {
+	if !s.copies.receiving.TryLock() {
+		return CopyStats{}, errors.New("receive copy: another copy is being received")
 	}
-	return err
+	defer s.copies.receiving.Unlock()
+	stats, err := s.receiveCopy(ctx, r)
+	if s.isClosed() {
+		s.dropIncoming() // Close may have found it in use
+	}
+	if err != nil {
+		return CopyStats{}, fmt.Errorf("receive copy: %w", err)
+	}
+	return stats, nil
 }
 
-func (st *stage) spill(state *copyState) error {
-	layer := st.layer
-	st.layer, st.arena = newLayer(), arena{}
-	if state == nil {
-		return st.write(layer, nil, nil, false)
+func (s *State) receiveCopy(ctx context.Context, r io.Reader) (stats CopyStats, err error) {
+	start := time.Now()
+	in := s.newCopyReader(ctx, r)
+	h, err := in.header()
+	if err != nil {
+		return stats, err
 	}
-	return st.write(layer, &state.Meta, state.Members, true)
+	var m *meta
+	switch h.Kind {
+	case copyFull:
+		m, err = s.receiveFull(in, &h)
+	case copyDelta:
+		m, err = s.receiveDelta(in, &h)
+	case copyRange:
+		m, err = s.receiveRange(in, &h)
+	default:
+		err = fmt.Errorf("the stream is a copy of kind %q, which this build does not know", h.Kind)
+	}
+	if err != nil {
+		return stats, err
+	}
+	return CopyStats{
+		Kind: h.Kind, Records: in.records, Bytes: in.bytes, Revision: m.Revision, Index: m.RaftIndex, Elapsed: time.Since(start),
+	}, nil
 }
 
-// finish writes what came last, and syncs the file.
-func (st *stage) finish(state *copyState) error {
-	m := &state.Meta
+// receiveFull builds a state file from a full copy, or goes on building it.
+func (s *State) receiveFull(in *copyReader, h *copyHeader) (*meta, error) {
+	b, err := s.takePartial(h)
+	if err != nil {
+		return nil, err
+	}
+	b.start()
+	state, err := in.body(b)
+	if derr := b.drain(); derr != nil {
+		err = derr
+	}
+	if err == nil {
+		err = b.complete(state)
+	}
+	if err == nil {
+		err = s.stage(b, &state.Meta)
+	}
 	switch {
-	case m.Format > stateFormat:
-		return fmt.Errorf("state format %d is newer than this build, which knows %d; use a newer holdfast", m.Format, stateFormat)
-	case m.History != st.records || st.last.rev > m.Revision:
-		return command.ErrDamaged.With("copy: %d changes up to revision %d, the state tells of %d up to %d",
-			st.records, st.last.rev, m.History, m.Revision)
-	case st.last.rev == m.Revision && st.last.rev > 0 && st.lineage != command.Lineage(m.Lineage):
-		return command.ErrDamaged.With("copy: lineage of revision %d", m.Revision)
+	case err == nil:
+		return &state.Meta, nil
+	case err == in.broken:
+		s.copies.mu.Lock()
+		s.copies.partial = b
+		s.copies.mu.Unlock()
+	default:
+		_ = b.close()
+		s.dropIncoming()
 	}
-	if err := st.spill(state); err != nil {
+	return nil, err
+}
+
+// takePartial returns the builder a stream goes on with, or a new one. Whatever
+// else was coming in is dropped.
+func (s *State) takePartial(h *copyHeader) (*builder, error) {
+	s.copies.mu.Lock()
+	b := s.copies.partial
+	if h.Resumed {
+		s.copies.partial = nil
+	}
+	s.copies.mu.Unlock()
+	if h.Resumed {
+		if b == nil || b.from.Revision != h.Revision || b.from.Lineage != h.Lineage {
+			if b != nil {
+				_ = b.close()
+			}
+			s.dropIncoming()
+			return nil, errors.New("the stream goes on with another copy")
+		}
+		b.joinedBy(&h.Compaction)
+		return b, nil
+	}
+	s.dropIncoming()
+	folder := filepath.Join(s.cfg.Dir, incomingName)
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		return nil, err
+	}
+	return newBuilder(filepath.Join(folder, stateName+".part"), h, s.cfg.MaxData)
+}
+
+// stage makes a complete file the staged copy.
+func (s *State) stage(b *builder, m *meta) error {
+	if err := b.close(); err != nil {
 		return err
 	}
-	return st.db.Sync()
+	folder := filepath.Join(s.cfg.Dir, incomingName)
+	s.copies.mu.Lock()
+	defer s.copies.mu.Unlock()
+	if err := os.Rename(b.path, filepath.Join(folder, stateName)); err != nil {
+		return err
+	}
+	if err := syncPath(folder); err != nil {
+		return err
+	}
+	s.copies.staged = m
+	return nil
+}
+
+// dropIncoming drops whatever was taken of copies and is not in place. A receiver
+// must not be at work, or be the caller.
+func (s *State) dropIncoming() {
+	s.copies.mu.Lock()
+	defer s.copies.mu.Unlock()
+	if b := s.copies.partial; b != nil {
+		_ = b.close()
+	}
+	if sp := s.copies.spool; sp != nil {
+		_ = sp.file.Close()
+	}
+	s.copies.partial, s.copies.spool, s.copies.staged = nil, nil, nil
+	if err := os.RemoveAll(filepath.Join(s.cfg.Dir, incomingName)); err != nil {
+		s.log.Warn("remove unfinished copy", "error", err) // OpenState removes it too
+	}
 }
 
 // SwapCopy puts the staged copy in place of the state, durably and in one step.
 // Views that are open go on reading the old state; all later ones see the copy.
 // It waits for the batch in progress.
 //
-// The copy must stand for at least minIndex. Without an argument it must stand
-// for the index of the snapshot Raft has announced (see Snapshots), whose index,
-// term and configuration are put in place with it; without such a snapshot, for
-// what the state has applied. A copy that holds no more than the state does is
-// dropped, and only index, term and configuration are taken over: both are
-// prefixes of one history, and reads never go back.
+// The copy must stand for the index of the snapshot Raft has announced (see
+// Snapshots), whose index, term and configuration are put in place with it;
+// without such a snapshot, for what the state has applied. When the state itself
+// holds that much, by a delta or otherwise, a staged copy that holds no more is
+// dropped and only index, term and configuration are taken over: both are prefixes
+// of one history, and reads never go back.
+//
+// With force the state is known to be wrong, and the copy takes its place even if
+// it holds less; then alone reads go back. Raft does not hand over again what it
+// has applied before: the caller applies what lies between from its log.
 //
 // On an error before the files are exchanged, the old state stays as it was and
 // the copy stays staged.
-func (s *State) SwapCopy(minIndex ...uint64) error {
-	if len(minIndex) == 0 {
-		if created := s.dropSuperfluousCopy(); created != nil {
+func (s *State) SwapCopy(force bool) error {
+	if !force {
+		if created := s.takeSuperfluous(); created != nil {
 			return s.settle(*created)
 		}
 	}
@@ -423,28 +527,35 @@ func (s *State) SwapCopy(minIndex ...uint64) error {
 	defer s.flushing.Unlock()
 	s.copies.mu.Lock()
 	defer s.copies.mu.Unlock()
-	if err := s.swapCopy(minIndex); err != nil {
+	if err := s.swapCopy(force); err != nil {
 		return fmt.Errorf("swap in copy: %w", err)
 	}
 	return nil
 }
 
-// dropSuperfluousCopy drops the staged copy if the state holds all that is in
-// it, and returns the snapshot it was meant for.
-func (s *State) dropSuperfluousCopy() *raft.SnapshotMeta {
+// takeSuperfluous returns the snapshot Raft has announced when the state holds
+// all that it stands for, and drops the copy staged for it.
+func (s *State) takeSuperfluous() *raft.SnapshotMeta {
 	s.copies.mu.Lock()
 	defer s.copies.mu.Unlock()
 	staged, created, now := s.copies.staged, s.copies.created, &s.gen.Load().meta
-	if staged == nil || created == nil || now.Applied == 0 || staged.Applied > now.Applied ||
-		staged.RaftIndex < created.Index || staged.Cluster.ID != now.Cluster.ID {
+	switch {
+	case created == nil || now.Applied == 0:
 		return nil
+	case staged == nil:
+		if now.RaftIndex < created.Index {
+			return nil
+		}
+	case staged.Applied > now.Applied || staged.RaftIndex < created.Index || staged.Cluster.ID != now.Cluster.ID:
+		return nil
+	default:
+		_ = os.RemoveAll(filepath.Join(s.cfg.Dir, incomingName)) // OpenState removes it too
 	}
 	s.copies.staged, s.copies.created = nil, nil
-	_ = os.RemoveAll(filepath.Join(s.cfg.Dir, incomingName)) // OpenState removes it too
 	return created
 }
 
-func (s *State) swapCopy(minIndex []uint64) error {
+func (s *State) swapCopy(force bool) error {
 	if err := s.Err(); err != nil {
 		return err
 	}
@@ -455,17 +566,14 @@ func (s *State) swapCopy(minIndex []uint64) error {
 	if staged == nil {
 		return command.ErrNotReady.With("no copy is staged")
 	}
-	m, now := *staged, &s.gen.Load().meta
-	if now.Cluster.ID != "" && m.Cluster.ID != now.Cluster.ID {
-		return command.ErrWrongCluster.With("the copy is of %q, this state of %q", m.Cluster.ID, now.Cluster.ID)
+	m, now := *staged, s.gen.Load()
+	if now.meta.Cluster.ID != "" && m.Cluster.ID != now.meta.Cluster.ID {
+		return command.ErrWrongCluster.With("the copy is of %q, this state of %q", m.Cluster.ID, now.meta.Cluster.ID)
 	}
-	need := now.Applied
+	need := now.meta.Applied
 	switch {
-	case len(minIndex) > 0:
-		need = minIndex[0]
-		for _, i := range minIndex[1:] {
-			need = max(need, i)
-		}
+	case force:
+		need, created = 0, nil
 	case created != nil:
 		need = created.Index
 		m.raise(created.Index, created.Term, raft.EncodeConfiguration(created.Configuration), created.ConfigurationIndex)
@@ -480,7 +588,8 @@ func (s *State) swapCopy(minIndex []uint64) error {
 	if err != nil {
 		return err
 	}
-	if err := file.write(nil, &m, nil, false); err != nil {
+	file.origin = now.file.origin + 1
+	if err := file.update(func(tx *bbolt.Tx, _ *local) error { return putMeta(tx, m, nil, false) }); err != nil {
 		_ = file.db.Close()
 		return err
 	}
@@ -494,12 +603,17 @@ func (s *State) swapCopy(minIndex []uint64) error {
 		_ = file.db.Close()
 		return s.failWith(err)
 	}
-	if err := s.marked(s.marker.setIndex(m.Applied)); err != nil {
+	// The marker does not go back with force either: after a crash the node applies
+	// its log as far as it had answered from.
+	if err := s.marked(s.marker.setIndex(max(m.Applied, now.meta.Applied))); err != nil {
 		_ = file.db.Close()
 		return err
 	}
 	_ = os.RemoveAll(folder)
-	s.copies.staged, s.copies.created = nil, nil
+	s.copies.staged = nil
+	if created != nil {
+		s.copies.created = nil
+	}
 	s.replace(&generation{active: newLayer(), meta: m, members: members, file: file})
 	return nil
 }
@@ -515,8 +629,16 @@ func (s *State) replace(n *generation) {
 	s.mu.Unlock()
 	s.applied.advance(n.meta.Applied)
 	s.revised.advance(n.meta.Revision)
+	s.retireLater(old.file, n.file)
+}
+
+// retireLater closes a file that no new view opens, since another has taken its
+// place, after its last one.
+func (s *State) retireLater(f, next *stateFile) {
+	next.damage.attach(s.damageFound, s.log)
+	f.damage.retire()
 	s.copies.retiring.Go(func() {
-		if err := old.file.retire(); err != nil {
+		if err := f.retire(); err != nil {
 			s.log.Warn("close replaced state file", "error", err)
 		}
 	})

@@ -38,13 +38,35 @@ func copyOfFiles(t testing.TB, s *State) string {
 	return to
 }
 
+// writeCopy is a full copy.
 func writeCopy(t testing.TB, s *State) []byte {
 	t.Helper()
+	return answer(t, s, nil)
+}
+
+// answer is the copy that a state answers a request with.
+func answer(t testing.TB, s *State, request []byte) []byte {
+	t.Helper()
 	var b bytes.Buffer
-	if err := s.WriteCopy(context.Background(), &b); err != nil {
+	if err := s.WriteCopy(context.Background(), request, &b); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+// sendCopy brings to up to from.
+func sendCopy(t testing.TB, from, to *State) CopyStats {
+	t.Helper()
+	st := receiveCopy(t, to, answer(t, from, to.CopyRequest(false)))
+	if st.Kind == copyFull {
+		if err := to.SwapCopy(false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if from.Head() != to.Head() {
+		t.Fatalf("copied %+v, got %+v", from.Head(), to.Head())
+	}
+	return st
 }
 
 func receiveCopy(t testing.TB, s *State, stream []byte) CopyStats {
@@ -62,7 +84,7 @@ func throughACopy(t testing.TB, from *State) *State {
 	to := openTestState(t, StateConfig{BufferBytes: from.cfg.BufferBytes})
 	putKey(t, to, "of its own", "before the copy")
 	receiveCopy(t, to, writeCopy(t, from))
-	if err := to.SwapCopy(1); err != nil {
+	if err := to.SwapCopy(true); err != nil {
 		t.Fatal(err)
 	}
 	if from.Head() != to.Head() {
@@ -75,18 +97,15 @@ func throughACopy(t testing.TB, from *State) *State {
 func history(t testing.TB, s *State) []byte {
 	t.Helper()
 	var all []byte
-	var page historyPage
 	v := mustView(t, s)
 	defer v.Close()
-	for {
-		if err := v.historyAfter(page.last, s.Revision(), 1000, &page); err != nil {
-			t.Fatal(err)
-		}
-		if page.records == 0 {
-			return all
-		}
-		all = append(all, page.data...)
+	if err := v.walk(position{}, s.Revision(), func(at position, enc []byte) (bool, error) {
+		all = appendChange(all, at, enc)
+		return true, nil
+	}); err != nil {
+		t.Fatal(err)
 	}
+	return all
 }
 
 func someState(t testing.TB) *State {
@@ -116,7 +135,7 @@ func TestACopyHoldsEverything(t *testing.T) {
 	if i, _ := to.Applied(); i != 0 {
 		t.Error("a staged copy is visible")
 	}
-	if err := to.SwapCopy(); err != nil {
+	if err := to.SwapCopy(false); err != nil {
 		t.Fatal(err)
 	}
 	want, _ := from.Applied()
@@ -174,7 +193,7 @@ func TestACutOrDamagedCopyIsRefused(t *testing.T) {
 		if _, err = to.ReceiveCopy(context.Background(), bytes.NewReader(bad)); err == nil {
 			t.Fatalf("flipped bit at %d of %d went unnoticed", n, len(stream))
 		}
-		if err := to.SwapCopy(0); !errors.Is(err, command.ErrNotReady) {
+		if err := to.SwapCopy(true); !errors.Is(err, command.ErrNotReady) {
 			t.Fatalf("swapped in a bad copy: %v", err)
 		}
 	}
@@ -187,23 +206,20 @@ func TestSwapCopyRefusesACopyThatIsTooOld(t *testing.T) {
 	from := someState(t)
 	index, _ := from.Applied()
 	to := openTestState(t, StateConfig{})
-	if err := to.SwapCopy(); !errors.Is(err, command.ErrNotReady) {
+	if err := to.SwapCopy(false); !errors.Is(err, command.ErrNotReady) {
 		t.Errorf("nothing staged: %v", err)
 	}
 	receiveCopy(t, to, writeCopy(t, from))
-	if err := to.SwapCopy(1, index+1); !errors.Is(err, command.ErrNotReady) {
-		t.Errorf("below minIndex: %v", err)
-	}
 	b := to.Begin()
 	b.Entry(index+5, 1, 0, time.Time{})
 	if err := b.Publish(); err != nil {
 		t.Fatal(err)
 	}
-	if err := to.SwapCopy(); !errors.Is(err, command.ErrNotReady) {
+	if err := to.SwapCopy(false); !errors.Is(err, command.ErrNotReady) {
 		t.Errorf("below what is applied: %v", err)
 	}
 	announce(t, to, index+1, raft.Configuration{}, 0)
-	if err := to.SwapCopy(); !errors.Is(err, command.ErrNotReady) {
+	if err := to.SwapCopy(false); !errors.Is(err, command.ErrNotReady) {
 		t.Errorf("below the announced snapshot: %v", err)
 	}
 }
@@ -218,7 +234,7 @@ func TestACopyOfLessThanTheStateHoldsTakesNothingBack(t *testing.T) {
 		t.Helper()
 		receiveCopy(t, to, writeCopy(t, from))
 		announce(t, to, announced, raft.Configuration{}, 0)
-		if err := to.SwapCopy(); err != nil {
+		if err := to.SwapCopy(false); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -237,7 +253,7 @@ func TestACopyOfLessThanTheStateHoldsTakesNothingBack(t *testing.T) {
 	if _, err := to.Get("later"); err != nil {
 		t.Errorf("a later change is gone: %v", err)
 	}
-	if err := to.SwapCopy(); !errors.Is(err, command.ErrNotReady) {
+	if err := to.SwapCopy(false); !errors.Is(err, command.ErrNotReady) {
 		t.Errorf("the copy is still staged: %v", err)
 	}
 }
@@ -262,7 +278,7 @@ func TestACopyOfAnotherClusterIsNotSwappedIn(t *testing.T) {
 	to := openTestState(t, StateConfig{})
 	inOneEntry(t, to, func(b *Batch) { b.SetCluster(command.Cluster{ID: "mine"}) })
 	receiveCopy(t, to, writeCopy(t, someState(t)))
-	if err := to.SwapCopy(1); !errors.Is(err, command.ErrWrongCluster) {
+	if err := to.SwapCopy(true); !errors.Is(err, command.ErrWrongCluster) {
 		t.Error(err)
 	}
 }
@@ -278,7 +294,7 @@ func TestViewsStayWhereTheyAreThroughASwap(t *testing.T) {
 	waited := make(chan error, 1)
 	index, _ := from.Applied()
 	go func() { waited <- to.WaitApplied(t.Context(), index) }()
-	if err := to.SwapCopy(); err != nil {
+	if err := to.SwapCopy(false); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-waited; err != nil {
@@ -298,7 +314,7 @@ func TestAStagedCopyIsDroppedByARestart(t *testing.T) {
 	to := openTestState(t, StateConfig{})
 	receiveCopy(t, to, writeCopy(t, someState(t)))
 	to = reopen(t, to)
-	if err := to.SwapCopy(); !errors.Is(err, command.ErrNotReady) {
+	if err := to.SwapCopy(false); !errors.Is(err, command.ErrNotReady) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -324,7 +340,7 @@ func TestACopyMadeUnderLoadIsOneConsistentState(t *testing.T) {
 	for range 5 {
 		to := openTestState(t, StateConfig{})
 		receiveCopy(t, to, writeCopy(t, from))
-		if err := to.SwapCopy(0); err != nil {
+		if err := to.SwapCopy(true); err != nil {
 			t.Fatal(err)
 		}
 		a, _ := to.Get("pair/a")
@@ -364,7 +380,7 @@ func TestALongCopyEndsWithWhatWasWrittenMeanwhile(t *testing.T) {
 		}
 		start, writes := s.Revision(), 0
 		w := &slowWriter{during: func() { writes++; putKey(t, s, "meanwhile", fmt.Sprint(writes)) }}
-		if err := s.WriteCopy(context.Background(), w); err != nil {
+		if err := s.WriteCopy(context.Background(), nil, w); err != nil {
 			t.Fatal(err)
 		}
 		to := openTestState(t, StateConfig{Dir: dir2})

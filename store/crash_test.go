@@ -136,7 +136,7 @@ func TestADamagedRecordIsNeverServed(t *testing.T) {
 		"get": err, "get in the past": pastErr,
 		"scan":   v.Scan("", "", func(command.Record) bool { return true }),
 		"export": s.Export(context.Background(), "", 0, func(command.Record) error { return nil }),
-		"copy":   s.WriteCopy(context.Background(), &bytes.Buffer{}),
+		"copy":   s.WriteCopy(context.Background(), nil, &bytes.Buffer{}),
 	} {
 		if !errors.Is(err, command.ErrDamaged) {
 			t.Errorf("%s: %v", what, err)
@@ -155,7 +155,7 @@ func TestADamagedRecordIsNeverServed(t *testing.T) {
 		putKey(t, from, string(rune('a'+i)), value)
 	}
 	receiveCopy(t, s, writeCopy(t, from))
-	if err := s.SwapCopy(3); err != nil {
+	if err := s.SwapCopy(false); err != nil {
 		t.Fatal(err)
 	}
 	rec, err = s.Get("b")

@@ -13,6 +13,7 @@
 //	stable.db       Raft's term and vote, and what was seen of the peers
 //	log/ | log.db   Raft's log, in raft-wal or raft-boltdb
 //	incoming/       a copy of the state that is being received
+//	rewrite.db      a smaller state file being made of state.db
 //
 // Its promises:
 //
@@ -40,6 +41,8 @@
 // transaction, together with the Raft index it reaches. Readers lay a
 // generation over a file transaction taken under the same lock, so they see
 // one revision. Every change is an append to the history, which holds the only
-// copy of each value; keys point into it. A full copy is that history,
-// streamed in order, from which the receiver rebuilds the rest.
+// copy of each value; keys point into it. Another node that lacks something is
+// sent that history from where its own ends (a delta), or all of it and the
+// pointers of the keys (a full copy), and whatever breaks off goes on where it
+// was.
 package store

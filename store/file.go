@@ -1,12 +1,16 @@
 package store
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -19,17 +23,40 @@ var (
 	bucketHistory = []byte("history") // position -> encoded change, append-only
 	bucketKeys    = []byte("keys")    // key -> pointer to its last change
 	bucketTombs   = []byte("tombs")   // deleted key -> pointer to its delete
-	bucketMeta    = []byte("meta")    // the two records below
+	bucketMeta    = []byte("meta")    // the records below
+	bucketUndo    = []byte("undo")    // of a tail: key -> the pointer tombs had for it
 
 	recordState   = []byte("state")
 	recordMembers = []byte("members")
+	recordLocal   = []byte("local")
 )
 
 // stateFile is one open state file. It is closed by retire, once no transaction
 // uses it any more.
+//
+// A file may be ahead of its meta: changes are written in several transactions,
+// so that none takes much memory, and the last of them moves meta. What lies
+// beyond meta is a tail, which whoever opens the file takes back (takeBack).
 type stateFile struct {
 	db    *bbolt.DB
 	users sync.WaitGroup
+	// origin changes when another state takes the place of this one: two files of
+	// one origin hold the same history.
+	origin uint64
+	// facts is local as the file has it. One goroutine at a time writes the file,
+	// and with it facts.
+	facts atomic.Pointer[local]
+	// committed is the last transaction that this process has written.
+	committed atomic.Int64
+	// damage is what was found bad in the file.
+	damage damageList
+}
+
+func (f *stateFile) local() local {
+	if l := f.facts.Load(); l != nil {
+		return *l
+	}
+	return local{}
 }
 
 // openStateFile opens or creates a state file and returns what it holds. reserve
@@ -38,6 +65,11 @@ type stateFile struct {
 func openStateFile(path string, reserve int64) (_ *stateFile, m meta, members []member, err error) {
 	if err := checkStateFile(path); err != nil {
 		return nil, meta{}, nil, err
+	}
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		if err := createStateFile(path); err != nil {
+			return nil, meta{}, nil, fmt.Errorf("create state file %s: %w", path, err)
+		}
 	}
 	f := &stateFile{}
 	var opened *os.File
@@ -67,8 +99,13 @@ func openStateFile(path string, reserve int64) (_ *stateFile, m meta, members []
 		return nil, meta{}, nil, fmt.Errorf("open state file %s: %w", path, err)
 	}
 	err = guarded(func() error {
-		m, members, err = f.load()
-		return err
+		if m, members, err = f.load(); err != nil {
+			return err
+		}
+		if err := f.takeBack(m); err != nil {
+			return err
+		}
+		return f.db.View(func(tx *bbolt.Tx) error { return checkHead(tx, m) })
 	})
 	if err != nil {
 		return nil, meta{}, nil, fmt.Errorf("read state file %s: %w", path, err)
@@ -76,56 +113,111 @@ func openStateFile(path string, reserve int64) (_ *stateFile, m meta, members []
 	return f, m, members, nil
 }
 
-// load reads meta and members, creating the buckets of a new file.
-func (f *stateFile) load() (m meta, members []member, err error) {
-	fresh := false
-	err = f.db.View(func(tx *bbolt.Tx) error {
-		b := tx.Bucket(bucketMeta)
-		if b == nil {
-			fresh = true
-			return nil
-		}
-		if err := openJSON("state", b.Get(recordState), &m); err != nil {
-			return err
-		}
-		if m.Format > stateFormat {
-			return fmt.Errorf("state format %d is newer than this build, which knows %d; use a newer holdfast", m.Format, stateFormat)
-		}
-		if err := openJSON("members", b.Get(recordMembers), &members); err != nil {
-			return err
-		}
-		return checkHead(tx, m)
-	})
-	if err != nil || !fresh {
-		return m, members, err
+// tableMark is an empty bucket at the front of each table. Without it the library
+// would keep a small table within the page of its parent, and read it from a copy
+// on the heap, where a damaged page leads to whatever lies beside.
+var tableMark = []byte{0}
+
+// isMark reports whether a cursor stands on a table's mark, not on a record.
+func isMark(k, v []byte) bool { return v == nil && string(k) == string(tableMark) }
+
+// firstRecord moves a cursor to the first record of a table.
+func firstRecord(c *bbolt.Cursor) (k, v []byte) {
+	if k, v = c.First(); isMark(k, v) {
+		return c.Next()
 	}
-	m = meta{Format: stateFormat}
-	return m, nil, f.db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketHistory, bucketKeys, bucketTombs} {
-			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+	return k, v
+}
+
+// createStateFile makes an empty state file at path. Until it is whole it goes by
+// another name: a first start that is cut short leaves nothing that looks like a
+// state. The directory is not synced.
+func createStateFile(path string) error {
+	unfinished := path + ".new"
+	if err := os.Remove(unfinished); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	db, err := bbolt.Open(unfinished, 0o600, &bbolt.Options{FreelistType: bbolt.FreelistMapType, NoStatistics: true})
+	if err != nil {
+		return err
+	}
+	err = createTables(db)
+	if cerr := db.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(unfinished, path)
+}
+
+func createTables(db *bbolt.DB) error {
+	return db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range [][]byte{bucketHistory, bucketKeys, bucketTombs, bucketMeta} {
+			table, err := tx.CreateBucket(name)
+			if err != nil {
+				return err
+			}
+			if _, err := table.CreateBucket(tableMark); err != nil {
 				return err
 			}
 		}
-		return putMeta(tx, m, nil, true)
+		if err := putLocal(tx, local{}); err != nil {
+			return err
+		}
+		return putMeta(tx, meta{Format: stateFormat}, nil, true)
 	})
+}
+
+// load reads meta, members and local.
+func (f *stateFile) load() (m meta, members []member, err error) {
+	return m, members, f.db.View(func(tx *bbolt.Tx) error {
+		for _, name := range [][]byte{bucketMeta, bucketHistory, bucketKeys, bucketTombs} {
+			if tx.Bucket(name) == nil {
+				return command.ErrDamaged.With("table %s is missing", name)
+			}
+		}
+		b := tx.Bucket(bucketMeta)
+		if err := openJSON("state", b.Get(recordState), &m); err != nil {
+			return err
+		}
+		if err := checkFormat(m.Format); err != nil {
+			return err
+		}
+		l, err := loadLocal(tx)
+		if err != nil {
+			return err
+		}
+		f.facts.Store(&l)
+		return openJSON("members", b.Get(recordMembers), &members)
+	})
+}
+
+func loadLocal(tx *bbolt.Tx) (l local, err error) {
+	return l, openJSON("local", tx.Bucket(bucketMeta).Get(recordLocal), &l)
+}
+
+func checkFormat(format int) error {
+	switch {
+	case format > stateFormat:
+		return fmt.Errorf("state format %d is newer than this build, which knows %d; use a newer holdfast", format, stateFormat)
+	case format < stateFormat:
+		return fmt.Errorf("state format %d is older than this build reads, which is %d; move the data directory away and let the node join anew", format, stateFormat)
+	}
+	return nil
 }
 
 // checkHead compares meta with the newest record of history.
 func checkHead(tx *bbolt.Tx, m meta) error {
 	h := tx.Bucket(bucketHistory)
-	if h == nil || tx.Bucket(bucketKeys) == nil || tx.Bucket(bucketTombs) == nil {
-		return command.ErrDamaged.With("a table is missing")
-	}
-	if k, _ := h.Cursor().Last(); k != nil {
-		if last, err := positionOf(k); err != nil || last.rev > m.Revision {
-			return command.ErrDamaged.With("history ends at revision %d, the state at %d", last.rev, m.Revision)
-		}
-	}
 	first := position{rev: m.Revision}
 	key := first.bytes()
 	enc := h.Get(key[:])
-	if m.Revision == 0 || enc == nil {
+	if m.Revision == 0 {
 		return nil
+	}
+	if enc == nil {
+		return command.ErrDamaged.With("history lacks revision %d, at which the state stands", m.Revision)
 	}
 	var c change
 	if err := c.decode(first, enc, ""); err != nil {
@@ -144,73 +236,198 @@ func (f *stateFile) retire() error {
 	return f.db.Close()
 }
 
-// write stores a layer, meta and, when members is set, the members table in one
-// transaction. On return it is durable (unless the file was opened without
-// syncing), on error nothing of it is.
-func (f *stateFile) write(l *layer, m *meta, members []member, setMembers bool) error {
+// Bounds of one transaction of a flush. History is appended to, so its pages are
+// few; but each key may lie on a page of its own, and a page being changed takes
+// some 10 KiB of memory.
+const (
+	flushBytes   = 4 << 20 // of history
+	flushChanges = 4096
+)
+
+// flush stores a layer, meta and, when members is set, the members table: first
+// the history, then the pointers in the order of the keys, so that each page of
+// theirs is written once, and with the last of them meta. On return it is durable
+// (unless the file was opened without syncing). On error the file may be ahead of
+// its meta, by changes of this layer; done says how far it came, and a repeated
+// call goes on there.
+func (f *stateFile) flush(l *layer, m *meta, members []member, setMembers bool, done *int) error {
+	pointed := l.keys.Values()
+	for first := *done == 0; ; first = false {
+		history := l.history[min(*done, len(l.history)):]
+		n, size := 0, 0
+		for n < len(history) && size < flushBytes {
+			size += len(history[n].enc)
+			n++
+		}
+		var pointers []*change
+		if n == len(history) {
+			pointers = pointed[max(*done-len(l.history), 0):]
+		}
+		last := n == len(history) && len(pointers) <= flushChanges
+		if n > 0 && !last {
+			pointers = nil
+		}
+		pointers = pointers[:min(len(pointers), flushChanges)]
+		err := f.update(func(tx *bbolt.Tx, local *local) error {
+			if err := putHistory(tx, history[:n]); err != nil {
+				return err
+			}
+			local.Records += uint64(n)
+			if err := putPointers(tx, pointers, first && last); err != nil || !last {
+				return err
+			}
+			return putHead(tx, *m, members, setMembers)
+		})
+		if err != nil {
+			return err
+		}
+		if *done += n + len(pointers); last {
+			return nil
+		}
+	}
+}
+
+// current refuses a transaction that sees less than this process has written: the
+// library takes the header before when the newest one is damaged.
+func (f *stateFile) current(tx int64) error {
+	if committed := f.committed.Load(); tx < committed {
+		return command.ErrDamaged.With("the header of the state file: it is at transaction %d, %d was written", tx, committed)
+	}
+	return nil
+}
+
+// update runs fn in one transaction, which also stores what fn makes of local.
+// On return it is durable (unless the file was opened without syncing), on error
+// nothing of it is.
+func (f *stateFile) update(fn func(tx *bbolt.Tx, local *local) error) error {
 	var tx *bbolt.Tx
+	var was, l local
 	err := guarded(func() (err error) {
 		if tx, err = f.db.Begin(true); err != nil {
 			return err
 		}
-		if err := putLayer(tx, l); err != nil {
+		if err := f.current(int64(tx.ID()) - 1); err != nil {
 			return err
 		}
-		if m != nil {
-			if err := putMeta(tx, *m, members, setMembers); err != nil {
+		// As the file has it: a transaction that failed in the end may be in there.
+		if was, err = loadLocal(tx); err != nil {
+			return err
+		}
+		l = was
+		if err = fn(tx, &l); err != nil {
+			return err
+		}
+		if l != was {
+			if err := putLocal(tx, l); err != nil {
 				return err
 			}
 		}
-		return tx.Commit()
+		id := int64(tx.ID())
+		if err := tx.Commit(); err != nil {
+			return err
+		}
+		f.committed.Store(id)
+		return nil
 	})
 	if err != nil && tx != nil {
 		// Frees the writer's lock; an error says that the commit did it already.
 		_ = guarded(tx.Rollback)
 	}
+	if err == nil {
+		f.facts.Store(&l)
+	}
 	return err
 }
 
-func putLayer(tx *bbolt.Tx, l *layer) error {
-	if l == nil {
-		return nil
+// putChanges stores changes, and for those that are the newest of their key, the
+// key's pointer to them; whole is as in putPointers.
+func putChanges(tx *bbolt.Tx, changes []*change, whole bool, newest func(*change) bool) error {
+	if err := putHistory(tx, changes); err != nil {
+		return err
 	}
+	pointed := make([]*change, 0, len(changes))
+	for _, c := range changes {
+		if c.table == tableKV && newest(c) {
+			pointed = append(pointed, c)
+		}
+	}
+	sortByKey(pointed) // as they are in the file: neighbours share a page
+	return putPointers(tx, pointed, whole)
+}
+
+func putHistory(tx *bbolt.Tx, changes []*change) error {
 	history := tx.Bucket(bucketHistory)
 	history.FillPercent = 1 // only ever appended to
-	for _, c := range l.history {
+	for _, c := range changes {
 		at := c.at.bytes()
 		if err := history.Put(at[:], c.enc); err != nil {
 			return fmt.Errorf("store revision %d.%d: %w", c.at.rev, c.at.k, err)
 		}
 	}
+	return nil
+}
+
+func sortByKey(changes []*change) {
+	slices.SortFunc(changes, func(a, b *change) int { return strings.Compare(a.rec.Key, b.rec.Key) })
+}
+
+// putPointers makes keys lead to changes. Unless the same transaction also moves
+// meta, which whole says, it keeps what takeBack needs beside the changes.
+func putPointers(tx *bbolt.Tx, changes []*change, whole bool) error {
 	keys, tombs := tx.Bucket(bucketKeys), tx.Bucket(bucketTombs)
 	keys.FillPercent = 0.75
-	k, _ := tombs.Cursor().First()
-	buried := k != nil // with no tombstone there is none to remove
-	var err error
-	l.keys.Scan(func(key string, c *change) bool {
-		k := bytesOf(key)
-		if c.deleted {
-			if err = keys.Delete(k); err == nil {
-				err = tombs.Put(k, encodePointer(k, c.at))
-			}
-		} else {
-			if err = keys.Put(k, encodePointer(k, c.at)); err == nil && buried {
-				err = tombs.Delete(k)
+	k, v := tombs.Cursor().Last()
+	buried := k != nil && !isMark(k, v) // with no tombstone there is none to remove
+	for _, c := range changes {
+		key := bytesOf(c.rec.Key)
+		if buried && !whole {
+			if err := keepTomb(tx, tombs, key); err != nil {
+				return err
 			}
 		}
-		if err != nil {
-			err = fmt.Errorf("store key %q: %w", key, err)
+		if err := point(keys, tombs, key, c.at, c.deleted, buried); err != nil {
+			return err
 		}
-		return err == nil
-	})
-	return err
+	}
+	return nil
+}
+
+// point makes a key lead to a change. Without buried there is no tombstone to
+// remove.
+func point(keys, tombs *bbolt.Bucket, key []byte, at position, deleted, buried bool) (err error) {
+	switch {
+	case deleted:
+		if err = keys.Delete(key); err == nil {
+			err = tombs.Put(key, encodePointer(key, at))
+		}
+	default:
+		if err = keys.Put(key, encodePointer(key, at)); err == nil && buried {
+			err = tombs.Delete(key)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("store key %q: %w", key, err)
+	}
+	return nil
+}
+
+// putHead stores meta and, when members is set, the members table: the file is no
+// longer ahead of it.
+func putHead(tx *bbolt.Tx, m meta, members []member, setMembers bool) error {
+	if tx.Bucket(bucketUndo) != nil {
+		if err := tx.DeleteBucket(bucketUndo); err != nil {
+			return err
+		}
+	}
+	return putMeta(tx, m, members, setMembers)
+}
+
+func putLocal(tx *bbolt.Tx, l local) error {
+	return tx.Bucket(bucketMeta).Put(recordLocal, sealJSON(l))
 }
 
 func putMeta(tx *bbolt.Tx, m meta, members []member, setMembers bool) error {
-	b, err := tx.CreateBucketIfNotExists(bucketMeta)
-	if err != nil {
-		return err
-	}
+	b := tx.Bucket(bucketMeta)
 	if setMembers {
 		if err := b.Put(recordMembers, sealJSON(members)); err != nil {
 			return err
@@ -232,11 +449,18 @@ func (f *stateFile) begin() (*fileTx, error) {
 	f.users.Add(1)
 	t := &fileTx{file: f}
 	err := guarded(func() (err error) {
-		t.tx, err = f.db.Begin(false)
+		committed := f.committed.Load()
+		if t.tx, err = f.db.Begin(false); err != nil {
+			return err
+		}
+		if committed > int64(t.tx.ID()) {
+			err = errors.Join(f.current(int64(t.tx.ID())), t.tx.Rollback())
+		}
 		return err
 	})
 	if err != nil {
 		f.users.Done()
+		err = f.damage.note(damagedFile(err))
 		return nil, fmt.Errorf("open view of the state file: %w", err)
 	}
 	return t, nil
@@ -274,13 +498,19 @@ func (l *lookup) get(t *fileTx, bucket, key []byte) ([]byte, error) {
 	return nil, nil
 }
 
+// noted makes damage that was found here known, and returns err.
+func (t *fileTx) noted(err error) error { return t.file.damage.note(err) }
+
 // find returns the position of the key's last change as the file knows it. With
 // buried, a deleted key is found too.
 func (t *fileTx) find(key string, buried bool) (at position, deleted, ok bool, err error) {
+	table := bucketKeys
+	defer func() { err = t.noted(damagedAt(table, bytesOf(key), err)) }()
 	defer caught(debug.SetPanicOnFault(true), &err)
 	k := bytesOf(key)
 	b, err := t.keys.get(t, bucketKeys, k)
 	if b == nil && err == nil && buried {
+		table = bucketTombs
 		b, err = t.tombs.get(t, bucketTombs, k)
 		deleted = true
 	}
@@ -292,40 +522,90 @@ func (t *fileTx) find(key string, buried bool) (at position, deleted, ok bool, e
 }
 
 // change makes c the change at p, sharing memory with the file: it is valid
-// until the transaction is closed. key is as in change.decode.
-func (t *fileTx) change(p position, key string, c *change) (err error) {
+// until the transaction is closed. key is as in change.decode. ok is false when
+// the file has none.
+func (t *fileTx) change(p position, key string, c *change) (ok bool, err error) {
+	defer func() { err = t.noted(damagedChange(p, err)) }()
 	defer caught(debug.SetPanicOnFault(true), &err)
 	at := p.bytes()
 	enc, err := t.history.get(t, bucketHistory, at[:])
-	if err != nil {
-		return err
+	if err != nil || enc == nil {
+		return false, err
 	}
-	if enc == nil {
-		return command.ErrDamaged.With("history has no revision %d.%d", p.rev, p.k)
+	if err = c.decode(p, enc, key); err != nil && c.decode(p, enc, "") == nil {
+		// The record is sound, and another's: the key should not lead to it.
+		err = damagedAt(bucketKeys, bytesOf(key), err)
 	}
-	return c.decode(p, enc, key)
+	return true, err
 }
 
-// fileCursor walks a bucket. k is nil at the end.
+// fileCursor walks a bucket. k is nil at the end. What it yields can be read
+// without a fault, however damaged the page is that it comes from.
 type fileCursor struct {
 	c    *bbolt.Cursor
 	k, v []byte
+	read byte // keeps the compiler from leaving reads out
 }
 
-func (c *fileCursor) seek(to []byte) (err error) {
-	defer caught(debug.SetPanicOnFault(true), &err)
-	if len(to) == 0 {
-		c.k, c.v = c.c.First()
-	} else {
-		c.k, c.v = c.c.Seek(to)
+// seek goes to the first key at or after to.
+func (c *fileCursor) seek(to []byte) error {
+	return c.move(func() ([]byte, []byte) {
+		if len(to) == 0 {
+			return firstRecord(c.c)
+		}
+		return c.c.Seek(to)
+	})
+}
+
+// seekBefore goes to the last key below to.
+func (c *fileCursor) seekBefore(to []byte) error {
+	return c.move(func() ([]byte, []byte) {
+		if k, _ := c.c.Seek(to); k == nil {
+			return c.c.Last()
+		}
+		return c.c.Prev()
+	})
+}
+
+func (c *fileCursor) next() error {
+	before := c.k
+	err := c.move(c.c.Next)
+	if err == nil && c.k != nil && bytes.Compare(before, c.k) >= 0 {
+		c.k, c.v = nil, nil
+		return command.ErrDamaged.With("keys of a page are out of order")
 	}
+	return err
+}
+
+func (c *fileCursor) prev() error { return c.move(c.c.Prev) }
+
+// longestValue is far above what a record can be.
+const longestValue = 1 << 30
+
+func (c *fileCursor) move(to func() (k, v []byte)) (err error) {
+	defer caught(debug.SetPanicOnFault(true), &err)
+	c.k, c.v = nil, nil
+	k, v := to()
+	if isMark(k, v) { // a walk backward ends there
+		return nil
+	}
+	if len(k) > longestKey || len(v) > longestValue {
+		return command.ErrDamaged.With("a page holds a key of %d and a value of %d bytes", len(k), len(v))
+	}
+	c.touch(k)
+	c.touch(v)
+	c.k, c.v = k, v
 	return nil
 }
 
-func (c *fileCursor) next() (err error) {
-	defer caught(debug.SetPanicOnFault(true), &err)
-	c.k, c.v = c.c.Next()
-	return nil
+// touch reads a byte of each page that b lies on.
+func (c *fileCursor) touch(b []byte) {
+	for i := 0; i < len(b); i += 4096 {
+		c.read ^= b[i]
+	}
+	if len(b) > 0 {
+		c.read ^= b[len(b)-1]
+	}
 }
 
 // caught, deferred, turns a panic of the storage library, or a fault while it
@@ -344,14 +624,16 @@ func guarded(fn func() error) (err error) {
 }
 
 // checkStateFile refuses a file that is shorter than its own header says: the
-// library would map it and fault on the missing pages. A missing or an empty
-// file is fine, it will be created.
+// library would map it and fault on the missing pages. A missing one is fine, it
+// will be created.
 func checkStateFile(path string) error {
 	info, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil
-	}
-	if err == nil {
+	case err == nil && info.Size() == 0:
+		err = errors.New("is empty")
+	case err == nil:
 		err = checkBoltFile(path)
 	}
 	switch {

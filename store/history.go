@@ -11,75 +11,80 @@ import (
 // flush is between its commit and the drop of the frozen layer the two overlap,
 // which is why a walk goes on from the last position it saw.
 
-// historyPage is one piece of history, as WriteCopy sends it: for each change
+// A page of history, as a copy carries it, holds for each change
 //
 //	position (12) | length (4) | encoding
-type historyPage struct {
-	data    []byte
-	records int
-	last    position // of the last change in data
-}
+const changeHead = positionSize + 4
 
-func (p *historyPage) add(at position, enc []byte) {
+func appendChange(page []byte, at position, enc []byte) []byte {
 	b := at.bytes()
-	p.data = append(p.data, b[:]...)
-	p.data = binary.BigEndian.AppendUint32(p.data, uint32(len(enc)))
-	p.data = append(p.data, enc...)
-	p.records++
-	p.last = at
+	page = append(page, b[:]...)
+	page = binary.BigEndian.AppendUint32(page, uint32(len(enc)))
+	return append(page, enc...)
 }
 
-// historyAfter fills p with the changes after a position and up to a revision,
-// until it holds limit bytes; every change's checksum is verified. An empty
-// page means that there are no more.
-func (o *overlay) historyAfter(after position, through uint64, limit int, p *historyPage) error {
-	p.data, p.records, p.last = p.data[:0], 0, after
+// walk calls fn for each change from a position on, up to a revision, in order,
+// until fn returns false or an error. The encoding's checksum has been verified;
+// it is valid until the overlay is closed. through must not be beyond the state's
+// revision: that a change is missing is damage.
+func (o *overlay) walk(from position, through uint64, fn func(at position, enc []byte) (bool, error)) error {
 	t, err := o.tx()
 	if err != nil {
 		return err
 	}
-	next := position{after.rev, after.k + 1}
-	key := next.bytes()
 	cursor, err := t.cursor(bucketHistory)
 	if err != nil {
 		return err
 	}
+	key := from.bytes()
 	c := fileCursor{c: cursor}
-	for err = c.seek(key[:]); err == nil && c.k != nil && len(p.data) < limit; err = c.next() {
+	order := continuityFrom(from, o.oldest)
+	for err = c.seek(key[:]); err == nil && c.k != nil; err = c.next() {
 		at, err := positionOf(c.k)
 		if err != nil {
-			return err
+			return t.noted(damagedAt(bucketHistory, c.k, err))
+		}
+		if err := order.take(at, o.oldest); err != nil {
+			return t.noted(err)
 		}
 		if at.rev > through {
 			return nil
 		}
-		if len(c.v) <= bodyOffset(at) || binary.BigEndian.Uint32(c.v) != changeSum(at, c.v[4:]) {
-			return command.ErrDamaged.With("checksum of revision %d.%d", at.rev, at.k)
+		if err := checkChange(at, c.v); err != nil {
+			return t.noted(damagedChange(at, err))
 		}
-		p.add(at, c.v)
+		if more, err := fn(at, c.v); err != nil || !more {
+			return err
+		}
+		from = position{at.rev, at.k + 1}
 	}
 	if err != nil {
-		return err
+		return t.noted(damagedFile(err))
 	}
 	for _, l := range [...]*layer{o.under, o.top} {
 		if l == nil {
 			continue
 		}
-		for _, c := range l.history[l.from(position{p.last.rev, p.last.k + 1}):] {
-			if c.at.rev > through || len(p.data) >= limit {
+		for _, c := range l.history[l.from(from):] {
+			if err := order.take(c.at, o.oldest); err != nil {
+				return t.noted(err)
+			}
+			if c.at.rev > through {
 				return nil
 			}
-			p.add(c.at, c.enc)
+			if more, err := fn(c.at, c.enc); err != nil || !more {
+				return err
+			}
+			from = position{c.at.rev, c.at.k + 1}
 		}
 	}
-	return nil
+	return t.noted(order.end(through, o.oldest))
 }
 
 // eachChange splits a page into its changes, which share memory with it.
 func eachChange(page []byte, fn func(at position, enc []byte) error) error {
-	const head = positionSize + 4
 	for len(page) > 0 {
-		if len(page) < head {
+		if len(page) < changeHead {
 			return command.ErrDamaged.With("copy: page of history ends within a header")
 		}
 		at, err := positionOf(page[:positionSize])
@@ -87,7 +92,7 @@ func eachChange(page []byte, fn func(at position, enc []byte) error) error {
 			return err
 		}
 		n := binary.BigEndian.Uint32(page[positionSize:])
-		page = page[head:]
+		page = page[changeHead:]
 		if uint64(n) > uint64(len(page)) {
 			return command.ErrDamaged.With("copy: page of history ends within revision %d.%d", at.rev, at.k)
 		}
@@ -97,4 +102,10 @@ func eachChange(page []byte, fn func(at position, enc []byte) error) error {
 		page = page[n:]
 	}
 	return nil
+}
+
+// countChanges is how many changes a page holds, if it is whole.
+func countChanges(page []byte) (n uint64) {
+	_ = eachChange(page, func(position, []byte) error { n++; return nil })
+	return n
 }

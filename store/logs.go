@@ -115,10 +115,14 @@ type logBackend interface {
 // raftLog is Raft's log store: recent entries in memory over a backend, with
 // the latch and the check for free space before it.
 type raftLog struct {
-	db      logBackend
-	kind    string
-	latch   *latch
-	recent  recentEntries
+	db     logBackend
+	kind   string
+	latch  *latch
+	recent recentEntries
+	// swept holds what was read from the backend last: Raft reads more entries for
+	// one message to a member that is behind than the transport puts into it, and
+	// reads the rest again for the next.
+	swept   recentEntries
 	free    func() (uint64, error) // bytes on the backend's disk
 	stores  opClock
 	deletes opClock
@@ -173,14 +177,19 @@ func (s *raftLog) LastIndex() (uint64, error) { return s.db.LastIndex() }
 // GetLog implements raft.LogStore. An entry that is there but cannot be read is
 // a failure like a failed write.
 func (s *raftLog) GetLog(index uint64, log *raft.Log) error {
-	if s.recent.get(index, log) {
+	if s.recent.get(index, log) || s.swept.get(index, log) {
 		return nil
 	}
 	err := s.db.GetLog(index, log)
 	if err == nil && log.Index != index {
 		err = command.ErrDamaged.With("entry %d stands in its place", log.Index)
 	}
-	if err == nil || errors.Is(err, raft.ErrLogNotFound) {
+	if err == nil {
+		e := *log
+		s.swept.add([]*raft.Log{&e})
+		return nil
+	}
+	if errors.Is(err, raft.ErrLogNotFound) {
 		return err
 	}
 	err = fmt.Errorf("read entry %d of the %s log: %w", index, s.kind, err)
@@ -220,6 +229,7 @@ func (s *raftLog) DeleteRange(first, last uint64) error {
 	}
 	defer s.deletes.start()()
 	s.recent.forget(first, last)
+	s.swept.forget(first, last)
 	if err := s.db.DeleteRange(first, last); err != nil {
 		return s.latch.fail(fmt.Errorf("delete entries %d to %d from the %s log: %w", first, last, s.kind, err))
 	}
@@ -241,8 +251,9 @@ func (s *raftLog) weigh(logs []*raft.Log) {
 	s.average.Store(math.Float64bits(mean))
 }
 
-// recentEntries keeps the newest entries for the followers that are about to
-// ask for them. It is bounded by count and by bytes, as entries may be large.
+// recentEntries keeps entries that are about to be asked for: the newest, which
+// the followers want, or the last read. It is bounded by count and by bytes, as
+// entries may be large.
 type recentEntries struct {
 	mu sync.RWMutex
 	// The ring holds the entries low <= index < next, each at index modulo its

@@ -22,9 +22,10 @@ type scriptEntry struct {
 }
 
 type scriptCommand struct {
-	op   string // put, delete, tree, member, unmember, none
+	op   string // put, delete, tree, member, unmember, compact, none
 	keys []string
 	val  string
+	back uint64 // compact: how many revisions before the newest to keep
 }
 
 func randomKey(r *rand.Rand) string {
@@ -54,6 +55,9 @@ func randomEntry(r *rand.Rand, index uint64) scriptEntry {
 		default:
 			c.op = "none"
 		}
+		if r.IntN(40) == 0 {
+			c.op, c.back = "compact", r.Uint64N(60)
+		}
 		e.commands = append(e.commands, c)
 	}
 	return e
@@ -65,8 +69,11 @@ func applyScript(t testing.TB, s *State, entries ...scriptEntry) {
 	b := s.Begin()
 	defer b.Discard()
 	for _, e := range entries {
+		b.Entry(e.index, 1, command.Stamp(e.index), time.Unix(int64(e.index), 0))
 		for _, c := range e.commands {
 			switch c.op {
+			case "compact":
+				b.Compact(b.Revision() - min(c.back, b.Revision()))
 			case "put":
 				for _, k := range c.keys {
 					setKey(t, b, k, c.val)
@@ -88,7 +95,6 @@ func applyScript(t testing.TB, s *State, entries ...scriptEntry) {
 			}
 			b.Step()
 		}
-		b.Entry(e.index, 1, command.Stamp(e.index), time.Unix(int64(e.index), 0))
 	}
 	if err := b.Publish(); err != nil {
 		t.Fatal(err)
@@ -102,6 +108,21 @@ type model struct {
 	touched map[string]uint64           // last change or delete
 	members map[string]string
 	kv      uint64
+
+	log         []modelChange
+	oldest      uint64
+	lastDelete  uint64
+	buried      uint64
+	kvRevisions []uint64 // those at which a key changed
+}
+
+// modelChange is one change of a key.
+type modelChange struct {
+	rev     uint64
+	entry   uint64
+	key     string
+	deleted bool
+	val     string
 }
 
 func newModel() *model {
@@ -121,12 +142,15 @@ func (m *model) apply(e scriptEntry) {
 			}
 			rec.Value, rec.ModifyRevision = []byte(c.val), rev
 			next[k], m.touched[k] = rec, rev
+			m.log = append(m.log, modelChange{rev, e.index, k, false, c.val})
 			changed, kv = true, true
 		}
 		remove := func(k string) {
 			if _, ok := next[k]; ok {
 				delete(next, k)
 				m.touched[k] = rev
+				m.log = append(m.log, modelChange{rev: rev, entry: e.index, key: k, deleted: true})
+				m.lastDelete = rev
 				changed, kv = true, true
 			}
 		}
@@ -138,9 +162,16 @@ func (m *model) apply(e scriptEntry) {
 		case "delete":
 			remove(c.keys[0])
 		case "tree":
-			for k := range m.now() {
+			for _, k := range slices.Sorted(maps.Keys(m.now())) {
 				if strings.HasPrefix(k, c.keys[0]) {
 					remove(k)
+				}
+			}
+		case "compact":
+			if to := rev - 1 - min(c.back, rev-1); to > m.oldest {
+				m.oldest, m.buried = to, m.lastDelete
+				if m.lastDelete >= to {
+					m.buried = to - 1
 				}
 			}
 		case "member":
@@ -157,6 +188,7 @@ func (m *model) apply(e scriptEntry) {
 		}
 		if kv {
 			m.kv = rev
+			m.kvRevisions = append(m.kvRevisions, rev)
 		}
 	}
 }
@@ -171,15 +203,34 @@ func (m *model) under(rev uint64, prefix, after string) []command.Record {
 	return list
 }
 
-func (m *model) prefixRevision(prefix string) uint64 {
+// prefixRevision is the last change under prefix as of a revision; deletes below
+// the compaction point are forgotten.
+func (m *model) prefixRevision(prefix string, at uint64) uint64 {
+	newest := m.kvRevision(at)
 	var last uint64
-	for k, rev := range m.touched {
-		if strings.HasPrefix(k, prefix) {
-			last = max(last, rev)
+	for _, c := range m.log {
+		if c.rev <= at && strings.HasPrefix(c.key, prefix) && (c.rev >= m.oldest || !c.deleted && m.lives(c, at)) {
+			last = max(last, c.rev)
 		}
 	}
 	if last == 0 || prefix == "" {
-		last = m.kv
+		return newest
+	}
+	return max(last, m.buried)
+}
+
+// lives reports whether a change still says what its key is at a revision.
+func (m *model) lives(c modelChange, at uint64) bool {
+	rec, ok := m.past[at][c.key]
+	return ok && rec.ModifyRevision == c.rev
+}
+
+func (m *model) kvRevision(at uint64) uint64 {
+	var last uint64
+	for _, rev := range m.kvRevisions {
+		if rev <= at {
+			last = rev
+		}
 	}
 	return last
 }
@@ -209,8 +260,9 @@ func (m *model) check(t *testing.T, s *State, r *rand.Rand) {
 	}
 	rev := now
 	if r.IntN(2) == 0 {
-		rev = r.Uint64N(now + 1)
+		rev = m.oldest + r.Uint64N(now-m.oldest+1)
 	}
+	m.checkPast(t, v, rev, r)
 	for k := range m.touched {
 		want := "-"
 		if rec, ok := m.past[rev][k]; ok {
@@ -255,10 +307,13 @@ func (m *model) check(t *testing.T, s *State, r *rand.Rand) {
 		if err := v.ScanAt(prefix, after, rev, gather(&past)); err != nil || !sameRecords(past, want) {
 			t.Fatalf("scan %q after %q at %d of %d: %v\n got %v\nwant %v", prefix, after, rev, now, err, past, want)
 		}
-		if last, err := v.PrefixRevision(prefix); err != nil || last != m.prefixRevision(prefix) {
-			t.Fatalf("last change under %q is %d, %v; want %d", prefix, last, err, m.prefixRevision(prefix))
+		if last, err := v.PrefixRevision(prefix); err != nil || last != m.prefixRevision(prefix, now) {
+			t.Fatalf("last change under %q is %d, %v; want %d", prefix, last, err, m.prefixRevision(prefix, now))
 		}
 		var exported []command.Record
+		if last, err := v.PrefixRevisionAt(prefix, rev); err != nil || last != m.prefixRevision(prefix, rev) && rev >= m.firstKept() {
+			t.Fatalf("last change under %q at %d is %d, %v; want %d", prefix, rev, last, err, m.prefixRevision(prefix, rev))
+		}
 		err = s.Export(context.Background(), prefix, max(rev, 1), func(rec command.Record) error {
 			exported = append(exported, rec)
 			return nil
@@ -266,6 +321,75 @@ func (m *model) check(t *testing.T, s *State, r *rand.Rand) {
 		if now > 0 && (err != nil || !sameRecords(exported, m.under(max(rev, 1), prefix, ""))) {
 			t.Fatalf("export %q at %d: %v\n got %v\nwant %v", prefix, rev, err, exported, m.under(max(rev, 1), prefix, ""))
 		}
+	}
+}
+
+// firstKept is the first revision from the compaction point on that changed a
+// key: before it, it may be forgotten which was the last.
+func (m *model) firstKept() uint64 {
+	for _, rev := range m.kvRevisions {
+		if rev >= m.oldest {
+			return rev
+		}
+	}
+	return uint64(len(m.past))
+}
+
+// checkPast compares changes and histories with the model.
+func (m *model) checkPast(t *testing.T, v *View, rev uint64, r *rand.Rand) {
+	t.Helper()
+	if v.OldestRevision() != m.oldest {
+		t.Fatalf("oldest revision %d; want %d", v.OldestRevision(), m.oldest)
+	}
+	if m.oldest > 0 {
+		if _, err := v.GetAt("a", m.oldest-1); !errors.Is(err, command.ErrCompacted) {
+			t.Fatalf("read below %d: %v", m.oldest, err)
+		}
+	}
+	if m.oldest > 1 {
+		if err := v.Changes("", m.oldest-1, rev, nil); !errors.Is(err, command.ErrCompacted) {
+			t.Fatalf("changes below %d: %v", m.oldest, err)
+		}
+	}
+	if last, err := v.KVRevisionAt(rev); err != nil || last != m.kvRevision(rev) && rev >= m.firstKept() {
+		t.Fatalf("keys changed last at %d, %v; want %d", last, err, m.kvRevision(rev))
+	}
+	prefix := []string{"", "a/", "b/"}[r.IntN(3)]
+	var got, want []modelChange
+	if err := v.Changes(prefix, m.oldest, rev, func(c command.Change) bool {
+		got = append(got, modelChange{c.At.Revision, uint64(c.Wall.Unix()), c.Record.Key, c.Deleted, string(c.Record.Value)})
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range m.log {
+		if c.rev >= m.oldest && c.rev <= rev && strings.HasPrefix(c.key, prefix) {
+			want = append(want, c)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Fatalf("changes under %q from %d to %d\n got %v\nwant %v", prefix, m.oldest, rev, got, want)
+	}
+	key := randomKey(r)
+	got, want = nil, nil
+	if err := v.KeyHistory(key, func(c command.Change) bool {
+		got = append(got, modelChange{rev: c.At.Revision, key: c.Record.Key, deleted: c.Deleted, val: string(c.Record.Value)})
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for i := len(m.log) - 1; i >= 0; i-- {
+		if c := m.log[i]; c.key == key && (c.rev >= m.oldest || !c.deleted) {
+			c.entry = 0
+			if want = append(want, c); c.rev <= m.oldest {
+				break
+			}
+		} else if c.key == key {
+			break
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Fatalf("history of %q from %d\n got %v\nwant %v", key, m.oldest, got, want)
 	}
 }
 
@@ -293,12 +417,19 @@ func TestTheStateAnswersAsASimpleModelNowAndInThePast(t *testing.T) {
 					s = reopen(t, s)
 				case 2:
 					s = throughACopy(t, s)
+				case 3:
+					mustFlush(t, s)
+					for s.compactDue() {
+						if err := s.compactOnce(); err != nil {
+							t.Fatal(err)
+						}
+					}
 				}
 				m.check(t, s, r)
 			}
 			mustFlush(t, s)
 			m.check(t, s, r)
-			for rev := range m.past {
+			for rev := int(m.oldest); rev < len(m.past); rev++ {
 				var got []command.Record
 				if err := s.Export(context.Background(), "", uint64(max(rev, 1)), func(rec command.Record) error {
 					got = append(got, rec)

@@ -103,7 +103,7 @@ func TestAnIncomingSnapshotIsRememberedAndNeverListed(t *testing.T) {
 	if err != nil || m.Index != index {
 		t.Fatalf("opened %+v, %v", m, err)
 	}
-	if err := to.SwapCopy(); err != nil {
+	if err := to.SwapCopy(false); err != nil {
 		t.Fatal(err)
 	}
 	to = openTestState(t, StateConfig{Dir: copyOfFiles(t, to)})
@@ -152,7 +152,7 @@ func (f keyFSM) Apply(l *raft.Log) any               { return f.ApplyBatch([]*ra
 func (f keyFSM) Snapshot() (raft.FSMSnapshot, error) { return f, nil }
 func (f keyFSM) Persist(raft.SnapshotSink) error     { return nil }
 func (f keyFSM) Release()                            {}
-func (f keyFSM) Restore(r io.ReadCloser) error       { return f.s.SwapCopy() }
+func (f keyFSM) Restore(r io.ReadCloser) error       { return f.s.SwapCopy(false) }
 
 func TestRaftRestartsFromTheStateFile(t *testing.T) {
 	logs := raft.NewInmemStore()

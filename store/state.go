@@ -32,10 +32,16 @@ type StateConfig struct {
 	// BufferAge bounds how long a change stays in memory only; 1 s when zero.
 	// It costs one synced transaction per age while there are writes.
 	BufferAge time.Duration
+	// ScrubPeriod is how long one pass over everything in the file may take, which
+	// looks for damage that no reader has met yet; 0 is never.
+	ScrubPeriod time.Duration
 	// MaxData is how many bytes of address space to reserve for the file; 64 GiB
 	// when zero. A file that grows beyond it still works, but each further step
 	// waits for all open views.
 	MaxData int64
+	// RewriteFree is how many bytes of the file must be free, and more than half
+	// of it, before it is rewritten to a smaller one; 64 MiB when zero.
+	RewriteFree int64
 	// Log may be nil.
 	Log hclog.Logger
 }
@@ -44,13 +50,14 @@ func (c StateConfig) validate() (StateConfig, error) {
 	c.BufferBytes = cmp.Or(c.BufferBytes, 32<<20)
 	c.BufferAge = cmp.Or(c.BufferAge, time.Second)
 	c.MaxData = cmp.Or(c.MaxData, 64<<30)
+	c.RewriteFree = cmp.Or(c.RewriteFree, 64<<20)
 	if c.Log == nil {
 		c.Log = hclog.NewNullLogger()
 	}
 	switch {
 	case c.Dir == "":
 		return c, errors.New("store: StateConfig.Dir is empty")
-	case c.BufferBytes < 0 || c.BufferAge < 0 || c.MaxData < 0:
+	case c.BufferBytes < 0 || c.BufferAge < 0 || c.MaxData < 0 || c.RewriteFree < 0 || c.ScrubPeriod < 0:
 		return c, errors.New("store: sizes and ages of StateConfig must not be negative")
 	}
 	return c, nil
@@ -64,8 +71,8 @@ func (c StateConfig) validate() (StateConfig, error) {
 // and that index, together. What was applied since is applied again from the
 // log.
 //
-// Goroutines: runFlusher and runMarkerSync live from OpenState to Close; a
-// short one per swapped-out file closes it after its last view.
+// Goroutines: runFlusher, runMarkerSync, runRewriter and runScrub live from OpenState to
+// Close; a short one per swapped-out file closes it after its last view.
 //
 // Locks are taken in this order: applying, flushing, copying, mu.
 type State struct {
@@ -93,7 +100,10 @@ type State struct {
 	progress chan struct{} // guarded by mu; closed and replaced by announce
 	closed   bool          // guarded by mu
 
-	failure atomic.Pointer[error]
+	failure     atomic.Pointer[error]
+	stuck       atomic.Pointer[stateFile] // the file that a flush found damaged
+	damageFound chan struct{}             // holds one
+	scrubbed    atomic.Int64              // Unix ns of the end of the last whole pass
 	// wanted is the highest seq that someone waits for to become durable.
 	wanted  atomic.Uint64
 	kick    chan struct{}
@@ -127,10 +137,13 @@ func OpenState(cfg StateConfig) (*State, error) {
 	s := &State{
 		cfg: cfg, log: cfg.Log, rolled: sha256.New(),
 		progress: make(chan struct{}), kick: make(chan struct{}, 1), stop: make(chan struct{}),
-		applied: newWaitlist(), revised: newWaitlist(),
+		applied: newWaitlist(), revised: newWaitlist(), damageFound: make(chan struct{}, 1),
 	}
 	if err := os.RemoveAll(filepath.Join(cfg.Dir, incomingName)); err != nil {
 		return nil, fmt.Errorf("remove unfinished copy: %w", err)
+	}
+	if err := os.RemoveAll(filepath.Join(cfg.Dir, rewriteName)); err != nil {
+		return nil, fmt.Errorf("remove unfinished rewrite: %w", err)
 	}
 	file, m, members, err := openStateFile(filepath.Join(cfg.Dir, stateName), cfg.MaxData)
 	if err != nil {
@@ -146,10 +159,15 @@ func OpenState(cfg StateConfig) (*State, error) {
 		_ = s.marker.file.Close()
 		return nil, fmt.Errorf("sync data directory: %w", err)
 	}
+	file.damage.attach(s.damageFound, s.log)
 	s.gen.Store(&generation{active: newLayer(), meta: m, members: members, file: file})
 	s.durable.Store(&durableState{meta: m})
 	s.running.Go(s.runFlusher)
 	s.running.Go(s.runMarkerSync)
+	s.running.Go(s.runRewriter)
+	if cfg.ScrubPeriod > 0 {
+		s.running.Go(s.runScrub)
+	}
 	return s, nil
 }
 
@@ -189,6 +207,10 @@ func (s *State) Close() error {
 	s.applied.close()
 	s.revised.close()
 	s.running.Wait()
+	if s.copies.receiving.TryLock() { // else the receiver does it
+		s.dropIncoming()
+		s.copies.receiving.Unlock()
+	}
 	err := s.flushOnce()
 	s.flushing.Lock() // a swap that was under way has ended
 	defer s.flushing.Unlock()
@@ -280,18 +302,23 @@ func (s *State) view() (*View, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &View{overlay: overlay{top: g.active, under: g.frozen, file: tx}, gen: g}, nil
+	v := &View{overlay: overlay{top: g.active, under: g.frozen, oldest: g.meta.Oldest, file: tx}, gen: g}
+	if g.ahead {
+		v.limit = g.meta.Revision
+	}
+	return v, nil
 }
 
-// beginTx opens a transaction of a generation's file, which may be newer than
-// the generation by layers the generation has in memory.
-func (s *State) beginTx(g *generation) (*fileTx, error) {
+// beginTx opens a transaction of the file for a batch. It may be newer than the
+// generation the batch began on, by layers that generation has in memory; and
+// another file, with the same in it.
+func (s *State) beginTx() (*fileTx, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.closed {
 		return nil, command.ErrStopping
 	}
-	return g.file.begin()
+	return s.gen.Load().file.begin()
 }
 
 // Get returns the newest record of a key, as View().Get does, and without a
@@ -472,7 +499,8 @@ func (s *State) nudge() {
 func (s *State) holdBack() error {
 	for {
 		progress := s.nextProgress()
-		if s.gen.Load().active.bytes <= 2*s.cfg.BufferBytes || s.Err() != nil {
+		g := s.gen.Load()
+		if g.active.bytes <= 2*s.cfg.BufferBytes || s.Err() != nil || g.file == s.stuck.Load() {
 			return nil
 		}
 		s.nudge()
@@ -510,20 +538,29 @@ func (s *State) Flush(ctx context.Context) error {
 	}
 }
 
-// runFlusher writes layers into the file when they are due, until stop. After a
-// failure it does nothing more.
+// runFlusher writes layers into the file when they are due, and drops superfluous
+// records in between, until stop. After a failure it does nothing more.
 func (s *State) runFlusher() {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
-	for {
+	compactor := compactor{s: s}
+	for !s.isClosed() {
 		timer.Stop()
-		due, ok := s.flushDue()
-		if ok && due <= 0 {
+		wait := time.Duration(-1)
+		if due, ok := s.flushDue(); ok && due <= 0 {
 			_ = s.flushOnce() // kept as the store's error
 			continue
+		} else if ok {
+			wait = due
 		}
-		if ok {
-			timer.Reset(due)
+		if due, ok := compactor.due(); ok && due <= 0 {
+			compactor.step()
+			continue
+		} else if ok && (wait < 0 || due < wait) {
+			wait = due
+		}
+		if wait >= 0 {
+			timer.Reset(wait)
 		}
 		select {
 		case <-s.kick:
@@ -538,7 +575,7 @@ func (s *State) runFlusher() {
 func (s *State) flushDue() (due time.Duration, ok bool) {
 	g, durable := s.gen.Load(), s.durable.Load().seq
 	switch {
-	case s.Err() != nil || g.seq == durable:
+	case s.Err() != nil || g.seq == durable || g.file == s.stuck.Load():
 		return 0, false
 	case s.wanted.Load() > durable || g.active.bytes >= s.cfg.BufferBytes || g.active.since.IsZero():
 		return 0, true
@@ -547,7 +584,7 @@ func (s *State) flushDue() (due time.Duration, ok bool) {
 	}
 }
 
-// flushOnce writes what has been published into the file, in one transaction.
+// flushOnce writes what has been published into the file.
 // On return it is durable, or the store has failed.
 func (s *State) flushOnce() error {
 	s.flushing.Lock()
@@ -599,13 +636,35 @@ var errUnflushed = errors.New("the last changes are not in the state file, for w
 // spaceRetry is how often a flush that found no space is tried again.
 const spaceRetry = time.Second
 
-// writeOnceThereIsSpace writes a frozen layer into the file. A full disk is not a
-// broken one: the transaction that found it so is rolled back and written again,
-// whole, until there is space. Meanwhile changes gather in memory, up to twice
-// the buffer's bound; then applying waits.
+// writeOnceThereIsSpace writes a frozen layer into the file. While the disk is
+// full, changes gather in memory, up to twice the buffer's bound; then applying
+// waits.
 func (s *State) writeOnceThereIsSpace(g *generation) error {
+	done := 0
+	err := s.onceThereIsSpace(func() error {
+		return g.file.flush(g.active, &g.meta, g.members, g.active.members, &done)
+	})
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, command.ErrStopping):
+		return errUnflushed
+	case errors.Is(err, command.ErrDamaged):
+		// Nothing more goes into this file. Changes gather in memory until another
+		// one takes its place.
+		s.stuck.Store(g.file)
+		return g.file.damage.note(damagedFile(err))
+	default:
+		return s.failWith(fmt.Errorf("flush state: %w", err))
+	}
+}
+
+// onceThereIsSpace writes to the state file. A full disk is not a broken one: the
+// transaction that found it so has been rolled back, and write is called again
+// until there is space, or with command.ErrStopping until the state is closed.
+func (s *State) onceThereIsSpace(write func() error) error {
 	for told := false; ; {
-		err := g.file.write(g.active, &g.meta, g.members, g.active.members)
+		err := write()
 		switch {
 		case err == nil:
 			if told {
@@ -613,7 +672,7 @@ func (s *State) writeOnceThereIsSpace(g *generation) error {
 			}
 			return nil
 		case !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT):
-			return s.failWith(fmt.Errorf("flush state: %w", err))
+			return err
 		case !told:
 			s.log.Error("the disk is full: the state waits for space", "error", err)
 			told = true
@@ -621,7 +680,7 @@ func (s *State) writeOnceThereIsSpace(g *generation) error {
 		select {
 		case <-time.After(spaceRetry):
 		case <-s.stop:
-			return errUnflushed
+			return command.ErrStopping
 		}
 	}
 }
@@ -655,20 +714,26 @@ type StateStats struct {
 	FlushedRecords uint64
 	FlushTime      time.Duration // sum over all flushes
 	DurableIndex   uint64        // Raft index the state file stands for
+	Scrubbed       time.Time     // when everything had been read last; zero when never
 }
 
 // Stats returns figures for metrics. It is cheap.
 func (s *State) Stats() StateStats {
 	g := s.gen.Load()
 	st := StateStats{
-		Keys: g.meta.Keys, HistoryRecords: g.meta.History, Revision: g.meta.Revision, OldestRevision: g.meta.Oldest,
+		Keys: g.meta.Keys, HistoryRecords: g.file.local().Records, Revision: g.meta.Revision, OldestRevision: g.meta.Oldest,
 		BufferBytes: g.active.bytes, BufferRecords: len(g.active.history),
 		Flushes: s.flushed.count.Load(), FlushedRecords: s.flushed.records.Load(), FlushTime: time.Duration(s.flushed.nanos.Load()),
 		DurableIndex: s.durable.Load().meta.RaftIndex,
 	}
+	st.HistoryRecords += uint64(len(g.active.history))
 	if g.frozen != nil {
 		st.BufferBytes += g.frozen.bytes
 		st.BufferRecords += len(g.frozen.history)
+		st.HistoryRecords += uint64(len(g.frozen.history))
+	}
+	if at := s.scrubbed.Load(); at != 0 {
+		st.Scrubbed = time.Unix(0, at)
 	}
 	if info, err := os.Stat(filepath.Join(s.cfg.Dir, stateName)); err == nil {
 		st.FileBytes = info.Size()

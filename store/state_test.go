@@ -70,7 +70,12 @@ func inspect(t testing.TB, dir string) {
 	var lineage digest
 	h := sha256.New()
 	closeRevision := func() {
-		if len(open) == 0 {
+		if len(open) == 0 || open[0].at.rev < m.Oldest {
+			open = open[:0]
+			return
+		}
+		if open[0].at.rev == m.Oldest { // where the chain begins
+			lineage, open = digest(open[0].lineage()), open[:0]
 			return
 		}
 		lineage = extendLineage(h, lineage, open[0].at.rev, open)
@@ -80,7 +85,12 @@ func inspect(t testing.TB, dir string) {
 		open = open[:0]
 	}
 	n := uint64(0)
+	l := f.local()
+	compacted := l.Target == m.Oldest && l.NextRev > l.Target
 	err = tx.tx.Bucket(bucketHistory).ForEach(func(k, v []byte) error {
+		if isMark(k, v) {
+			return nil
+		}
 		at, err := positionOf(k)
 		c := &change{}
 		if err == nil {
@@ -92,7 +102,7 @@ func inspect(t testing.TB, dir string) {
 		if len(open) > 0 && open[0].at.rev != at.rev {
 			closeRevision()
 		}
-		if uint32(len(open)) != at.k {
+		if uint32(len(open)) != at.k && at.rev >= m.Oldest {
 			t.Errorf("revision %d has a gap before %d", at.rev, at.k)
 		}
 		open = append(open, c)
@@ -104,19 +114,37 @@ func inspect(t testing.TB, dir string) {
 		if p := last[c.rec.Key]; p != nil {
 			prev = p.at
 		}
-		if c.prev != prev {
+		if c.prev != prev && (c.prev.rev >= m.Oldest || c.prev.zero() || !c.created() && c.at.rev > m.Oldest) {
 			t.Errorf("revision %d.%d of key %q follows %v, it says %v", at.rev, at.k, c.rec.Key, prev, c.prev)
 		}
+		if old := last[c.rec.Key]; old != nil && compacted && c.at.rev <= m.Oldest && old.at.rev < m.Oldest {
+			t.Errorf("revision %d.%d of key %q is superfluous at %d", old.at.rev, old.at.k, c.rec.Key, m.Oldest)
+		}
+		if c.deleted && compacted && c.at.rev < m.Oldest {
+			t.Errorf("delete %d.%d of key %q is superfluous at %d", at.rev, at.k, c.rec.Key, m.Oldest)
+		}
 		last[c.rec.Key] = c
+		if c.deleted && c.at.rev < m.Oldest {
+			delete(last, c.rec.Key)
+		}
 		return nil
 	})
 	closeRevision()
 	keys := uint64(0)
 	for _, bucket := range [][]byte{bucketKeys, bucketTombs} {
 		err = errors.Join(err, tx.tx.Bucket(bucket).ForEach(func(k, v []byte) error {
+			if isMark(k, v) {
+				return nil
+			}
 			at, err := decodePointer(k, v)
 			if _, dup := pointers[string(k)]; dup {
 				t.Errorf("key %q is both there and deleted", k)
+			}
+			if bytes.Equal(bucket, bucketTombs) && at.rev < m.Oldest {
+				if compacted {
+					t.Errorf("the delete %d.%d of key %q is remembered at %d", at.rev, at.k, k, m.Oldest)
+				}
+				return err
 			}
 			pointers[string(k)] = at
 			if c := last[string(k)]; c == nil || c.at != at || c.deleted != bytes.Equal(bucket, bucketTombs) {
@@ -128,9 +156,9 @@ func inspect(t testing.TB, dir string) {
 			return err
 		}))
 	}
-	if err != nil || keys != m.Keys || n != m.History || len(pointers) != len(last) || lineage != m.Lineage {
+	if err != nil || keys != m.Keys || n != l.Records || len(pointers) != len(last) || lineage != m.Lineage {
 		t.Errorf("%d keys of %d, %d changes of %d, %d pointers for %d keys, lineage %x of %x, %v",
-			keys, m.Keys, n, m.History, len(pointers), len(last), lineage, m.Lineage, err)
+			keys, m.Keys, n, l.Records, len(pointers), len(last), lineage, m.Lineage, err)
 	}
 }
 
@@ -139,10 +167,10 @@ func inOneEntry(t testing.TB, s *State, fn func(b *Batch)) uint64 {
 	t.Helper()
 	b := s.Begin()
 	defer b.Discard()
-	fn(b)
-	rev := b.Step()
 	i := b.Applied() + 1
 	b.Entry(i, 1, command.Stamp(i)*1000, time.Unix(int64(i), 0))
+	fn(b)
+	rev := b.Step()
 	if err := b.Publish(); err != nil {
 		t.Fatal(err)
 	}
@@ -483,7 +511,7 @@ func TestAfterCloseEverythingSaysStopping(t *testing.T) {
 		t.Errorf("a stopped store has failed: %v", s.Err())
 	}
 	for what, err := range map[string]error{
-		"swap": s.SwapCopy(0), "copy": s.WriteCopy(t.Context(), io.Discard), "publish later": publishLate(s),
+		"swap": s.SwapCopy(false), "copy": s.WriteCopy(t.Context(), nil, io.Discard), "publish later": publishLate(s),
 		"publish": publishErr, "view": viewErr, "get": getErr, "wait": waitErr,
 		"wait later": s.WaitRevision(context.Background(), 5),
 	} {

@@ -68,59 +68,10 @@ func (v *View) Get(key string) (command.Record, error) {
 	return v.record(key, l, nil)
 }
 
-// GetAt is Get in the state as it was at a revision: command.ErrCompacted when
-// it is no longer kept, command.ErrRevisionNotReached when it is not there yet.
-func (v *View) GetAt(key string, rev uint64) (command.Record, error) {
-	if err := v.kept(rev); err != nil {
-		return command.Record{}, err
-	}
-	l, ok, err := v.find(key, true)
-	if err != nil {
-		return command.Record{}, err
-	}
-	if ok {
-		l, ok, err = v.asOf(key, l, rev)
-	}
-	if err != nil {
-		return command.Record{}, err
-	}
-	if !ok || l.deleted {
-		return command.Record{}, command.ErrKeyNotFound
-	}
-	return v.record(key, l, nil)
-}
-
-func (v *View) kept(rev uint64) error {
-	switch {
-	case rev > v.gen.meta.Revision:
-		return command.ErrRevisionNotReached.With("revision %d, this node has %d", rev, v.gen.meta.Revision)
-	case rev < v.gen.meta.Oldest:
-		return command.ErrCompacted.With("revision %d, the oldest kept is %d", rev, v.gen.meta.Oldest)
-	}
-	return nil
-}
-
 // Scan calls fn for each record whose key starts with prefix and is greater
 // than after, in ascending byte order, until fn returns false.
 func (v *View) Scan(prefix, after string, fn func(command.Record) bool) error {
 	return v.scanRecords(prefix, after, fn)
-}
-
-// ScanAt is Scan in the state as it was at a revision; errors as of GetAt.
-func (v *View) ScanAt(prefix, after string, rev uint64, fn func(command.Record) bool) error {
-	if err := v.kept(rev); err != nil {
-		return err
-	}
-	var values arena
-	return v.scan(prefix, after, true, func(key string, l located) (bool, error) {
-		key = strings.Clone(key)
-		l, ok, err := v.asOf(key, l, rev)
-		if err != nil || !ok || l.deleted {
-			return true, err
-		}
-		rec, err := v.record(key, l, &values)
-		return err == nil && fn(rec), err
-	})
 }
 
 // ScanKeys is Scan without reading values.
@@ -131,8 +82,10 @@ func (v *View) ScanKeys(prefix, after string, fn func(key string, modifyRevision
 }
 
 // PrefixRevision is the last revision at which a key under the prefix was
-// changed or deleted; KVRevision when nothing is known of the prefix. It walks
-// all keys under the prefix, but not their values.
+// changed or deleted; KVRevision when nothing is known of the prefix. Since the
+// deletes below the compaction point are forgotten, it is at least the newest of
+// those, wherever it was: who knows an older one must learn of a delete. It
+// walks all keys under the prefix, but not their values.
 func (v *View) PrefixRevision(prefix string) (uint64, error) {
 	newest := v.gen.meta.KVRevision
 	if prefix == "" {
@@ -144,9 +97,9 @@ func (v *View) PrefixRevision(prefix string) (uint64, error) {
 		return last < newest, nil
 	})
 	if last == 0 {
-		last = newest
+		return newest, err
 	}
-	return last, err
+	return max(last, v.gen.meta.Buried), err
 }
 
 func memberList(rows []member) []command.Member {
@@ -165,7 +118,12 @@ func memberRow(rows []member, id string) (i int, ok bool) {
 // overlay reads a state as layers over a file. A layer hides what is below it.
 type overlay struct {
 	top, under *layer // under may be nil
-	file       *fileTx
+	// oldest is the compaction point: a delete below it is as if the key had
+	// never been, whether its record is still there or not.
+	oldest uint64
+	// limit, when not 0, is the revision to read at: the file may hold later ones.
+	limit uint64
+	file  *fileTx
 	// open gives the file transaction when it is first needed; nil when file
 	// was opened from the start.
 	open func() (*fileTx, error)
@@ -202,34 +160,65 @@ type located struct {
 
 func inMemory(c *change) located { return located{at: c.at, deleted: c.deleted, change: c} }
 
+// forgotten reports whether the change is a delete below the compaction point.
+func (o *overlay) forgotten(l located) bool { return l.deleted && l.at.rev < o.oldest }
+
 // find returns the key's last change. With buried, a deleted key's delete is
-// found however old it is; without, it may be missing.
-func (o *overlay) find(key string, buried bool) (located, bool, error) {
-	if c, ok := o.top.get(key); ok {
-		return inMemory(c), true, nil
+// found unless it is forgotten; without, it may be missing.
+func (o *overlay) find(key string, buried bool) (l located, ok bool, err error) {
+	if c, found := o.top.get(key); found {
+		l, ok = inMemory(c), true
+	} else if c, found := o.under.get(key); found {
+		l, ok = inMemory(c), true
+	} else {
+		t, err := o.tx()
+		if err != nil {
+			return located{}, false, err
+		}
+		if l.at, l.deleted, ok, err = t.find(key, buried || o.limit > 0); err != nil {
+			return located{}, false, err
+		}
 	}
-	if c, ok := o.under.get(key); ok {
-		return inMemory(c), true, nil
+	if ok && o.limit > 0 {
+		if l, ok, err = o.asOf(key, l, o.limit); err != nil {
+			return located{}, false, err
+		}
 	}
-	t, err := o.tx()
-	if err != nil {
-		return located{}, false, err
+	if ok && o.forgotten(l) {
+		return located{}, false, nil
 	}
-	at, deleted, ok, err := t.find(key, buried)
-	return located{at: at, deleted: deleted}, ok, err
+	return l, ok, nil
 }
 
-// load makes c the change at p; it is valid until the overlay is closed.
+// noted makes damage that was found in the file known, and returns err.
+func (o *overlay) noted(err error) error {
+	if o.file == nil {
+		return err
+	}
+	return o.file.noted(err)
+}
+
+// load makes c the change at p, which must be there; c is valid until the overlay
+// is closed.
 func (o *overlay) load(p position, key string, c *change) error {
+	ok, err := o.lookup(p, key, c)
+	if err == nil && !ok {
+		err = o.noted(damagedChange(p, command.ErrDamaged.With("history has no revision %d.%d", p.rev, p.k)))
+	}
+	return err
+}
+
+// lookup is load for a change that may not be there.
+func (o *overlay) lookup(p position, key string, c *change) (ok bool, err error) {
 	for _, l := range [...]*layer{o.top, o.under} {
 		if m := l.at(p); m != nil {
 			*c = *m
-			return nil
+			return true, nil
 		}
 	}
 	t, err := o.tx()
 	if err != nil {
-		return err
+		return false, err
 	}
 	return t.change(p, key, c)
 }
@@ -262,9 +251,14 @@ func (o *overlay) peek(key string, l located) (command.Record, error) {
 		return command.Record{}, err
 	}
 	if c.deleted || c.table != tableKV {
-		return command.Record{}, command.ErrDamaged.With("pointer of key %q leads to a delete", key)
+		return command.Record{}, o.misled(key, "it leads to a delete")
 	}
 	return c.rec, nil
+}
+
+// misled is damage of a key's pointer.
+func (o *overlay) misled(key, problem string) error {
+	return o.noted(damagedAt(bucketKeys, bytesOf(key), command.ErrDamaged.With("pointer of key %q: %s", key, problem)))
 }
 
 // asOf walks back from a key's last change to the one that held at rev.
@@ -276,11 +270,11 @@ func (o *overlay) asOf(key string, l located, rev uint64) (located, bool, error)
 		} else if err := o.load(l.at, key, &c); err != nil {
 			return located{}, false, err
 		}
-		if c.prev.zero() {
-			return located{}, false, nil
+		if c.prev.zero() || c.prev.rev < o.oldest && c.created() {
+			return located{}, false, nil // what was before is at most a forgotten delete
 		}
 		if !c.prev.less(l.at) {
-			return located{}, false, command.ErrDamaged.With("revision %d.%d follows a later one", l.at.rev, l.at.k)
+			return located{}, false, o.noted(damagedChange(l.at, command.ErrDamaged.With("revision %d.%d follows a later one", l.at.rev, l.at.k)))
 		}
 		var p change
 		if err := o.load(c.prev, key, &p); err != nil {
@@ -346,6 +340,13 @@ func (s *source) located() (located, error) {
 		return inMemory(s.tree.Value()), nil
 	}
 	at, err := decodePointer(s.file.k, s.file.v)
+	if err != nil {
+		table := bucketKeys
+		if s.tomb {
+			table = bucketTombs
+		}
+		err = damagedAt(table, s.file.k, err)
+	}
 	return located{at: at, deleted: s.tomb}, err
 }
 
@@ -369,7 +370,7 @@ func (o *overlay) scan(prefix, after string, buried bool, fn func(key string, l 
 		return err
 	}
 	sources = append(sources, source{file: &fileCursor{c: keys}})
-	if buried {
+	if buried || o.limit > 0 {
 		tombs, err := t.cursor(bucketTombs)
 		if err != nil {
 			return err
@@ -379,7 +380,7 @@ func (o *overlay) scan(prefix, after string, buried bool, fn func(key string, l 
 	from := max(prefix, after)
 	for i := range sources {
 		if err := sources[i].seek(from); err != nil {
-			return err
+			return o.noted(damagedFile(err))
 		}
 	}
 	for {
@@ -395,9 +396,15 @@ func (o *overlay) scan(prefix, after string, buried bool, fn func(key string, l 
 		key := sources[first].key
 		l, err := sources[first].located()
 		if err != nil {
-			return err
+			return o.noted(err)
 		}
-		if (buried || !l.deleted) && (key > after || after == "") {
+		ok := key > after || after == ""
+		if ok && o.limit > 0 {
+			if l, ok, err = o.asOf(key, l, o.limit); err != nil {
+				return err
+			}
+		}
+		if ok && (buried || !l.deleted) && !o.forgotten(l) {
 			if more, err := fn(key, l); err != nil || !more {
 				return err
 			}
@@ -407,7 +414,7 @@ func (o *overlay) scan(prefix, after string, buried bool, fn func(key string, l 
 		for i := len(sources) - 1; i >= first; i-- {
 			if s := &sources[i]; s.ok && s.key == key {
 				if err := s.next(); err != nil {
-					return err
+					return o.noted(damagedFile(err))
 				}
 			}
 		}

@@ -5,17 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/node"
 )
 
 // agentConfig is a complete and consistent description of a node, as far as
@@ -64,6 +67,23 @@ type agentConfig struct {
 	// MaxValue is the largest value in bytes that this node accepts from
 	// clients. Larger ones hold up every other write while they are replicated.
 	MaxValue int
+	// MaxDataSize is the size of keys and values in bytes from which on this node,
+	// as the leader, refuses puts; 0 is no limit. The same on each voter.
+	MaxDataSize uint64
+	// History is how much history the cluster keeps while this node leads it: the
+	// larger of what age and changes ask for, but no more bytes. The same on each
+	// voter.
+	History command.Retention
+
+	// LogRetention is about how many bytes of the Raft log are kept, so that a
+	// node that was away catches up by log.
+	LogRetention uint64
+	// CatchUpRate bounds the bytes per second of all copies this node sends to
+	// others; 0 is no bound.
+	CatchUpRate int64
+	// ScrubPeriod is how long the node takes to read all that it stores and look
+	// for damage, again and again; 0: never.
+	ScrubPeriod time.Duration
 
 	LogLevel hclog.Level
 	// LogJSON writes one JSON object per line instead of text.
@@ -85,17 +105,23 @@ const (
 	maxMaxValue = 32 << 20
 )
 
+// minHistoryBytes is the least --history-bytes: below it a single large write
+// would leave nothing to catch up from.
+const minHistoryBytes = 1 << 20
+
 // agentFlags are the values of the agent's flags before they are checked.
 type agentFlags struct {
 	agentConfig
 	role, logLevel, logFormat string
-	maxValue                  byteSize
+	maxValue, maxDataSize     byteSize
+	historyBytes              byteSize
+	logRetention, catchUpRate byteSize
 	withParent                bool
 	config                    string
 }
 
 func newAgent(run runner) *cobra.Command {
-	f := agentFlags{maxValue: command.DefaultMaxValue}
+	f := agentFlags{maxValue: command.DefaultMaxValue, historyBytes: byteSize(node.DefaultHistory.Bytes), logRetention: node.DefaultLogRetention}
 	cmd := &cobra.Command{
 		Use:   "agent --node NAME --site NAME --data-dir DIR [flags]",
 		Short: "Run a node",
@@ -143,6 +169,13 @@ and that over the file.`,
 	fs.StringVar(&f.LogStore, "log-store", "wal", "how the Raft log is kept: wal or boltdb")
 	fs.IntVar(&f.RaftMultiplier, "raft-multiplier", 1, "stretch Raft's timeouts, 1 to 10, for slow hosts and networks")
 	fs.Var(&f.maxValue, "max-value", "largest value clients may write")
+	fs.Var(&f.maxDataSize, "max-data-size", "size of all keys and values from which on puts are refused (0: no limit)")
+	fs.DurationVar(&f.History.Age, "history-age", node.DefaultHistory.Age, "keep changes this long")
+	fs.Uint64Var(&f.History.Changes, "history-changes", node.DefaultHistory.Changes, "keep at least this many changes")
+	fs.Var(&f.historyBytes, "history-bytes", "but no more bytes of changes than this")
+	fs.Var(&f.logRetention, "log-retention", "size of the log that is kept for nodes that were away")
+	fs.Var(&f.catchUpRate, "catchup-rate", "bytes per second of all copies sent to other nodes (0: no limit)")
+	fs.DurationVar(&f.ScrubPeriod, "scrub-period", 24*time.Hour, "read all stored data in this time and look for damage (0: never)")
 	fs.StringVar(&f.logLevel, "log-level", "info", "trace, debug, info, warn or error")
 	fs.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	fs.StringVar(&f.config, "config", "", "file with settings (.yaml, .toml or .json)")
@@ -223,6 +256,15 @@ func (f agentFlags) check() (agentConfig, error) {
 		return c, refuse(fmt.Sprintf("give %v to %v", byteSize(minMaxValue), byteSize(maxMaxValue)), "--max-value %v is out of range", f.maxValue)
 	}
 	c.MaxValue = int(f.maxValue)
+	if c.History.Age < 0 || f.historyBytes < minHistoryBytes {
+		return c, refuse(fmt.Sprintf("give an age from 0 on and at least %v", byteSize(minHistoryBytes)),
+			"--history-age %v with --history-bytes %v is out of range", c.History.Age, f.historyBytes)
+	}
+	if c.ScrubPeriod != 0 && c.ScrubPeriod < time.Minute {
+		return c, refuse("give 1m or more, or 0 to switch it off", "--scrub-period %v is out of range", c.ScrubPeriod)
+	}
+	c.History.Bytes, c.LogRetention = uint64(f.historyBytes), uint64(f.logRetention)
+	c.MaxDataSize, c.CatchUpRate = uint64(f.maxDataSize), int64(f.catchUpRate)
 
 	if c.LogLevel = hclog.LevelFromString(f.logLevel); c.LogLevel == hclog.NoLevel {
 		return c, refuse("give trace, debug, info, warn or error", "--log-level %q is not known", f.logLevel)
@@ -341,8 +383,8 @@ func (b *byteSize) Set(text string) error {
 			break
 		}
 	}
-	n, err := strconv.ParseUint(number, 10, 32)
-	if err != nil {
+	n, err := strconv.ParseUint(number, 10, 63)
+	if err != nil || n > uint64(math.MaxInt64/size) {
 		return errors.New("it must be a size such as 65536, 512KiB or 1MiB")
 	}
 	*b = byteSize(n) * size

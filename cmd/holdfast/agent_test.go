@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -27,12 +28,16 @@ func TestAgentFlagsBecomeAConfiguration(t *testing.T) {
 		"--http", "0.0.0.0:8500", "--raft", "[::]:8300", "--advertise-raft", "n1.example:8300",
 		"--bootstrap-expect", "3", "--join", "n2:8300,n3:8300", "--join", "n4:8300",
 		"--log-store", "boltdb", "--log-level", "debug", "--log-format", "json",
-		"--raft-multiplier", "2", "--max-value", "1MiB", "--datacenter", "eu", "--fault-switch", "/run/x.sock")
+		"--raft-multiplier", "2", "--max-value", "1MiB", "--max-data-size", "20GiB",
+		"--history-age", "2h", "--history-changes", "5000000", "--history-bytes", "6GiB", "--log-retention", "1GiB",
+		"--catchup-rate", "10MiB", "--scrub-period", "0", "--datacenter", "eu", "--fault-switch", "/run/x.sock")
 	want := agentConfig{
 		Node: "n1", Site: "berlin", Home: true, Role: command.RoleVoter, DataDir: dir,
 		HTTP: "0.0.0.0:8500", Raft: "[::]:8300", AdvertiseHTTP: "n1.example:8500", AdvertiseRaft: "n1.example:8300",
 		BootstrapExpect: 3, Join: []string{"n2:8300", "n3:8300", "n4:8300"}, Datacenter: "eu",
-		LogStore: "boltdb", RaftMultiplier: 2, MaxValue: 1 << 20, LogLevel: hclog.Debug, LogJSON: true,
+		LogStore: "boltdb", RaftMultiplier: 2, MaxValue: 1 << 20, MaxDataSize: 20 << 30,
+		History: command.Retention{Age: 2 * time.Hour, Changes: 5_000_000, Bytes: 6 << 30}, LogRetention: 1 << 30, CatchUpRate: 10 << 20,
+		LogLevel: hclog.Debug, LogJSON: true,
 		FaultSwitch: "/run/x.sock", Version: version,
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -50,6 +55,7 @@ func TestAgentDefaults(t *testing.T) {
 		Node: "e1", Site: "east", Role: command.RoleLearner, DataDir: abs,
 		HTTP: "127.0.0.1:8500", Raft: "127.0.0.1:8300", AdvertiseHTTP: "127.0.0.1:8500", AdvertiseRaft: "127.0.0.1:8300",
 		Join: []string{"n1:8300"}, Datacenter: "dc1", LogStore: "wal", RaftMultiplier: 1, MaxValue: command.DefaultMaxValue,
+		History: command.Retention{Age: time.Hour, Changes: 1_000_000, Bytes: 1 << 30}, LogRetention: 512 << 20, ScrubPeriod: 24 * time.Hour,
 		LogLevel: hclog.Info, Version: version,
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -81,6 +87,10 @@ func TestBadAgentFlagsAreRefused(t *testing.T) {
 		base + "--raft-multiplier=0":                      {"--raft-multiplier 0", "1 to 10"},
 		base + "--max-value=12":                           {"--max-value 12", "1KiB to 32MiB"},
 		base + "--max-value=big":                          {`--max-value="big"`, "512KiB"},
+		base + "--max-data-size=99999999999GiB":           {"--max-data-size", "512KiB"},
+		base + "--history-bytes=1000":                     {"--history-bytes 1000", "1MiB"},
+		base + "--history-age=-1h":                        {"--history-age -1h"},
+		base + "--scrub-period=1s":                        {"--scrub-period 1s", "1m or more"},
 		base + "--config=/nowhere/x.yaml":                 {"/nowhere/x.yaml", "no such file"},
 	} {
 		t.Run(args, func(t *testing.T) {

@@ -1,27 +1,48 @@
 package main
 
 import (
+	"slices"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-db/holdfast/http"
 	"github.com/holdfast-db/holdfast/store"
+	"github.com/holdfast-db/holdfast/transport"
 )
 
-// storeMetrics are the figures of the disk at /metrics.
-func storeMetrics(dir string, state *store.State, logs *store.Logs) []http.Metric {
+// storeMetrics are the figures of the disk and of what is on it at /metrics.
+func storeMetrics(dir string, state *store.State, logs *store.Logs, tr *transport.Transport) []http.Metric {
 	stat := func(name, help string, counter bool, value func(store.StateStats) float64) http.Metric {
 		return http.Metric{Name: "holdfast_store_" + name, Help: help, Counter: counter, Value: func() float64 { return value(state.Stats()) }}
 	}
-	return []http.Metric{
+	copies := func(name, help string, counter bool, value func(transport.CopyCount) float64) []http.Metric {
+		return []http.Metric{
+			{Name: "holdfast_copies_sent_" + name, Help: help + " sent to other nodes.", Counter: counter, Value: func() float64 { c, _ := tr.Copies(); return value(c) }},
+			{Name: "holdfast_copies_received_" + name, Help: help + " received from other nodes.", Counter: counter, Value: func() float64 { _, c := tr.Copies(); return value(c) }},
+		}
+	}
+	return slices.Concat([]http.Metric{
 		stat("keys", "Keys in the store.", false, func(s store.StateStats) float64 { return float64(s.Keys) }),
+		{Name: "holdfast_store_data_bytes", Help: "Size of all keys and values. --max-data-size bounds it.", Value: func() float64 { return float64(state.DataBytes()) }},
 		stat("history_records", "Changes kept in history.", false, func(s store.StateStats) float64 { return float64(s.HistoryRecords) }),
+		stat("oldest_revision", "Oldest revision that can be read: the compaction point.", false, func(s store.StateStats) float64 { return float64(s.OldestRevision) }),
 		stat("buffer_bytes", "Bytes of changes in memory that are not in the state file yet.", false, func(s store.StateStats) float64 { return float64(s.BufferBytes) }),
 		stat("file_bytes", "Size of the state file.", false, func(s store.StateStats) float64 { return float64(s.FileBytes) }),
+		stat("scrubbed_timestamp_seconds", "When everything in the state file had been read last (Unix time), 0 when never.", false, func(s store.StateStats) float64 {
+			if s.Scrubbed.IsZero() {
+				return 0
+			}
+			return float64(s.Scrubbed.Unix())
+		}),
 		stat("flushes_total", "Flushes of the buffer into the state file.", true, func(s store.StateStats) float64 { return float64(s.Flushes) }),
 		{Name: "holdfast_disk_free_bytes", Help: "Free space on the disk of the data directory. Below 128 MiB the node takes no entries.", Value: func() float64 { return freeBytes(dir) }},
 		{Name: "holdfast_raft_log_entry_bytes", Help: "Average size of recent log entries.", Value: func() float64 { return float64(logs.EntryBytes()) }},
 		{Name: "holdfast_raft_log_stalled_seconds", Help: "How long the oldest write to the log under way has been running.", Value: func() float64 { return logs.Stalled().Seconds() }},
-	}
+	},
+		copies("total", "Copies, and parts of them after a break,", true, func(c transport.CopyCount) float64 { return float64(c.Streams) }),
+		copies("open", "Copies being", false, func(c transport.CopyCount) float64 { return float64(c.Open) }),
+		copies("bytes_total", "Bytes of copies on the wire", true, func(c transport.CopyCount) float64 { return float64(c.Wire) }),
+	)
 }
 
 func freeBytes(dir string) float64 {

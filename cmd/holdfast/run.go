@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -35,6 +36,7 @@ const (
 // asked, it only looks: a node that may not start leaves no trace on disk.
 func runAgent(ctx context.Context, cfg agentConfig) (err error) {
 	log := newLogger(cfg, "")
+	limitMemory(ctx)
 	a := &presence{incarnation: rand.Text()}
 
 	// Look at the data directory, and take the ports.
@@ -54,7 +56,7 @@ func runAgent(ctx context.Context, cfg agentConfig) (err error) {
 	tr, err := transport.Listen(transport.Config{
 		Listen: cfg.Raft, Advertise: cfg.AdvertiseRaft,
 		Hello: a.hello, Resolve: a.resolve, Check: a.check, Refused: a.refused, MayLead: a.mayLead, BeforeInstall: a.beforeInstall,
-		Faults: cfg.FaultSwitch != "", Log: log.Named("transport"),
+		CopyRate: cfg.CatchUpRate, Faults: cfg.FaultSwitch != "", Log: log.Named("transport"),
 	})
 	if err != nil {
 		return addressProblem("--raft", cfg.Raft, err)
@@ -68,13 +70,22 @@ func runAgent(ctx context.Context, cfg agentConfig) (err error) {
 		defer faults.Close()
 	}
 
-	// Ask the cluster, if it is there, whether it would have this node.
 	nodeConfig := node.Config{
 		Self: self, Home: cfg.Home, BootstrapExpect: cfg.BootstrapExpect, Join: cfg.Join, Datacenter: cfg.Datacenter,
-		Incarnation: a.incarnation, Heartbeat: time.Duration(cfg.RaftMultiplier) * node.DefaultHeartbeat, Log: log, RaftLog: newLogger(cfg, "raft"),
+		Incarnation: a.incarnation, Heartbeat: time.Duration(cfg.RaftMultiplier) * node.DefaultHeartbeat,
+		LogRetention: cfg.LogRetention, History: cfg.History, MaxData: cfg.MaxDataSize,
+		Log: log, RaftLog: newLogger(cfg, "raft"),
 	}
-	if err := node.Preflight(ctx, nodeConfig, a.identity.ClusterID, tr); err != nil {
-		return err
+	// Ask the cluster, if it is there, whether it would have this node. Who was let
+	// in before does not wait for the answer, unless something has changed about it:
+	// it has left its traces long ago, and its readers need no cluster.
+	verdict := make(chan error, 1)
+	go func() { verdict <- node.Preflight(ctx, nodeConfig, a.identity.ClusterID, tr) }()
+	if a.identity.ClusterID == "" || a.identity.Epoch == 0 {
+		if err := <-verdict; err != nil {
+			return err
+		}
+		verdict = nil
 	}
 
 	// From here on things are written.
@@ -83,16 +94,22 @@ func runAgent(ctx context.Context, cfg agentConfig) (err error) {
 		return err
 	}
 	defer closeInto(&err, dir)
-	state, err := store.OpenState(store.StateConfig{Dir: dir.Path(), Log: log.Named("store")})
-	if err != nil {
-		return stateProblem(cfg.DataDir, err)
-	}
-	defer closeInto(&err, state)
 	logs, err := dir.OpenLogs(cfg.LogStore)
 	if err != nil {
 		return err
 	}
 	defer closeInto(&err, logs)
+	state, err := openState(cfg, log, dir, logs, func() error { return node.FindCopy(ctx, nodeConfig, a.identity.ClusterID, tr) })
+	if err != nil {
+		return err
+	}
+	defer closeInto(&err, state)
+	if verdict != nil && (!slices.Contains(state.Members(), self) || state.Head().Cluster.Datacenter != cfg.Datacenter) {
+		if err := <-verdict; err != nil {
+			return err
+		}
+		verdict = nil
+	}
 	a.disk.Store(&disk{dir: dir, state: state, logs: logs})
 
 	failed := make(chan error, 2)
@@ -112,10 +129,17 @@ func runAgent(ctx context.Context, cfg agentConfig) (err error) {
 		return err
 	}
 	a.node.Store(n)
+	if verdict != nil {
+		go func() { // ends with the look at the cluster
+			if err := <-verdict; err != nil {
+				n.Fail(err, true)
+			}
+		}()
+	}
 	replica := readreplica.New(readreplica.Config{Log: log.Named("replica")}, n)
 	api := http.New(http.Config{
 		Datacenter: cfg.Datacenter, Version: cfg.Version, MaxValue: int64(cfg.MaxValue),
-		OpenAPI: docs.OpenAPI, Metrics: storeMetrics(dir.Path(), state, logs), Log: log.Named("http"),
+		OpenAPI: docs.OpenAPI, Metrics: storeMetrics(dir.Path(), state, logs, tr), Log: log.Named("http"),
 	}, replica)
 
 	// Serve: peers first, then the reading side, then clients.
@@ -226,15 +250,54 @@ func (a *presence) beforeInstall(ctx context.Context, to string) error {
 	return n.OfferCopy(ctx, to)
 }
 
+// openState opens the state. One that is damaged is set aside and an empty one
+// opened, when its contents can be had again: from the log, if that still holds
+// everything, else by a copy of another member. The node takes it before it takes
+// part again, and its log, its votes and its identity are whole, so it has
+// forgotten nothing that it acknowledged. findCopy says whether a member can be
+// asked.
+func openState(cfg agentConfig, log hclog.Logger, dir *store.Dir, logs *store.Logs, findCopy func() error) (*store.State, error) {
+	sc := store.StateConfig{Dir: dir.Path(), ScrubPeriod: cfg.ScrubPeriod, Log: log.Named("store")}
+	state, err := store.OpenState(sc)
+	if !errors.Is(err, command.ErrDamaged) {
+		if err != nil {
+			err = fmt.Errorf("open the state: %w", err)
+		}
+		return state, err
+	}
+	refusal := func(why error) error {
+		return refuse("start another member, with its address in --join, or move the data directory away and let the node join anew",
+			"state in %s is damaged: %w; it cannot be had from elsewhere: %w", cfg.DataDir, err, why)
+	}
+	first, last, berr := logs.Bounds()
+	switch {
+	case berr != nil:
+		return nil, refusal(berr)
+	case last == 0:
+		return nil, refusal(errors.New("the log is empty, so what this node has acknowledged is lost"))
+	case first > 1:
+		if ferr := findCopy(); ferr != nil {
+			return nil, refusal(ferr)
+		}
+	}
+	kept, aerr := dir.SetStateAside()
+	if aerr != nil {
+		return nil, aerr
+	}
+	log.Error("the state is damaged: it is set aside, and its contents are taken from the log and other members", "error", err, "kept-as", kept)
+	if state, err = store.OpenState(sc); err != nil {
+		return nil, fmt.Errorf("open a new state: %w", err)
+	}
+	return state, nil
+}
+
 // stateParts and identityParts give the store's parts the shape node asks for.
 type stateParts struct{ *store.State }
 
-func (s stateParts) ReceiveCopy(ctx context.Context, r io.Reader) (records, bytes uint64, err error) {
+func (s stateParts) ReceiveCopy(ctx context.Context, r io.Reader) (command.CatchUp, error) {
 	stats, err := s.State.ReceiveCopy(ctx, r)
-	return stats.Records, stats.Bytes, err
+	return command.CatchUp{Kind: stats.Kind, Records: stats.Records, Bytes: stats.Bytes, Seconds: stats.Elapsed.Seconds()}, err
 }
-
-func (s stateParts) SwapCopy() error { return s.State.SwapCopy() }
 
 type identityParts struct{ dir *store.Dir }
 
@@ -269,13 +332,6 @@ func addressProblem(flag, address string, err error) error {
 		return refuse("stop the process that uses it, or choose another "+flag, "address %s is in use", address)
 	}
 	return refuse("choose an address of this host with "+flag, "cannot listen at %s: %w", address, err)
-}
-
-func stateProblem(dir string, err error) error {
-	if errors.Is(err, command.ErrDamaged) {
-		return refuse("move the data directory away and let the node join anew", "state in %s is damaged: %w", dir, err)
-	}
-	return fmt.Errorf("open the state: %w", err)
 }
 
 // newLogger returns the node's logger, or that of the Raft library, which says

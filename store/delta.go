@@ -1,0 +1,394 @@
+package store
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+// A delta is taken in in two steps. What arrives is spooled to a file beside the
+// state and verified there, with the lineage computed anew revision by revision:
+// however slow the sender is, the state is not touched and nobody waits. Once it
+// is complete it is put into the state file, in transactions of bounded size. Only
+// for that, which takes as long as the disk does, does applying wait; reads go on
+// from the state before, as the pointers of the file lead back to it.
+
+// deltaKeys is how many keys of a delta are gathered before they are led to their
+// changes. Each takes some 200 bytes and its name.
+const deltaKeys = 128 << 10
+
+// spool is a delta coming in.
+type spool struct {
+	file *os.File
+	w    *bufio.Writer
+	size int64 // of the pages in file and w
+	from revisionMark
+	// through is the last revision that is known to be complete, which ends at
+	// sized.
+	through revisionMark
+	sized   int64
+	spare   []byte
+
+	// The revision coming in. Its lineage as its first record says is open.lineage.
+	open revisionMark
+	next position
+	sum  hash.Hash
+}
+
+// revisionMark is a revision and its lineage.
+type revisionMark struct {
+	rev     uint64
+	lineage digest
+}
+
+func newSpool(path string, from revisionMark) (*spool, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return &spool{
+		file: f, w: bufio.NewWriterSize(f, copyPage), from: from, through: from, open: from,
+		next: position{rev: from.rev + 1}, sum: sha256.New(),
+	}, nil
+}
+
+func (sp *spool) buffer() []byte { return sp.spare }
+
+// history takes in a page: it must go on where the one before ended, and each
+// revision must have the lineage that follows from its changes.
+func (sp *spool) history(page []byte) error {
+	sp.spare = page
+	at := sp.size
+	err := eachChange(page, func(p position, enc []byte) error {
+		var c change
+		if err := c.decode(p, enc, ""); err != nil {
+			return err
+		}
+		switch {
+		case p.k == 0 && p.rev > sp.open.rev:
+			if err := sp.closeRevision(at); err != nil {
+				return err
+			}
+			sp.open = revisionMark{p.rev, digest(c.lineage())}
+			sp.sum.Reset()
+			_, _ = sp.sum.Write(sp.through.lineage[:])
+			_, _ = sp.sum.Write(binary.BigEndian.AppendUint64(nil, p.rev))
+		case p != sp.next:
+			return command.ErrDamaged.With("copy: revision %d.%d where %d.%d belongs", p.rev, p.k, sp.next.rev, sp.next.k)
+		}
+		_, _ = sp.sum.Write(c.body())
+		sp.next = position{p.rev, p.k + 1}
+		at += int64(changeHead + len(enc))
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	sp.size += int64(len(page))
+	_, err = sp.w.Write(page)
+	return err
+}
+
+func (sp *spool) pointers([]byte) error { return command.ErrDamaged.With("copy: pointers in a delta") }
+
+// closeRevision verifies the revision that came in last; it ends at size.
+func (sp *spool) closeRevision(size int64) error {
+	if sp.open.rev == sp.through.rev {
+		return nil // there is none yet
+	}
+	var sum [sha256.Size]byte
+	sp.sum.Sum(sum[:0])
+	if sp.open.lineage != digest(sum[:len(digest{})]) {
+		return command.ErrDiverged.With("revision %d does not follow from what this node has", sp.open.rev)
+	}
+	sp.through, sp.sized = sp.open, size
+	return nil
+}
+
+// cut forgets what came after the last complete revision, so that the spool can go
+// on from there.
+func (sp *spool) cut() error {
+	_ = sp.closeRevision(sp.size) // its lineage tells whether all of it came
+	if err := sp.w.Flush(); err != nil {
+		return err
+	}
+	if err := sp.file.Truncate(sp.sized); err != nil {
+		return err
+	}
+	if _, err := sp.file.Seek(sp.sized, io.SeekStart); err != nil {
+		return err
+	}
+	sp.size, sp.open, sp.next = sp.sized, sp.through, position{rev: sp.through.rev + 1}
+	return nil
+}
+
+// complete verifies the whole against the state it leads to.
+func (sp *spool) complete(m *meta) error {
+	if err := checkFormat(m.Format); err != nil {
+		return err
+	}
+	if err := sp.closeRevision(sp.size); err != nil {
+		return err
+	}
+	if sp.through != (revisionMark{m.Revision, m.Lineage}) {
+		return command.ErrDamaged.With("copy: it leads to revision %d, its state is of %d", sp.through.rev, m.Revision)
+	}
+	return sp.w.Flush()
+}
+
+// each calls fn for each change of the spool, which is complete, in order. A
+// change and what it holds stay valid.
+func (sp *spool) each(fn func(c *change) error) error {
+	if _, err := sp.file.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	r := bufio.NewReaderSize(sp.file, copyPage)
+	var memory arena
+	var head [changeHead]byte
+	for {
+		if _, err := io.ReadFull(r, head[:]); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		at, err := positionOf(head[:positionSize])
+		if err != nil {
+			return err
+		}
+		n := int(binary.BigEndian.Uint32(head[positionSize:]))
+		enc := memory.reserve(n)[:n]
+		if _, err := io.ReadFull(r, enc); err != nil {
+			return err
+		}
+		memory.keep(enc)
+		c := &change{}
+		if err := c.decode(at, enc, ""); err != nil {
+			return err
+		}
+		if err := fn(c); err != nil {
+			return err
+		}
+	}
+}
+
+// receiveDelta spools a delta and puts it in place.
+func (s *State) receiveDelta(in *copyReader, h *copyHeader) (*meta, error) {
+	sp, err := s.takeSpool(revisionMark{h.Revision, h.Lineage})
+	if err != nil {
+		return nil, err
+	}
+	state, err := in.body(sp)
+	if err != nil && err == in.broken && sp.cut() == nil {
+		s.copies.mu.Lock()
+		s.copies.spool = sp
+		s.copies.mu.Unlock()
+		return nil, err
+	}
+	if err == nil {
+		if err = sp.complete(&state.Meta); err == nil {
+			err = s.applyDelta(in.ctx, sp, state)
+		}
+	}
+	_ = sp.file.Close()
+	s.dropIncoming()
+	if err != nil {
+		return nil, err
+	}
+	return &state.Meta, nil
+}
+
+// takeSpool returns the spool that a delta goes on with, or a new one. Whatever
+// else was coming in is dropped.
+func (s *State) takeSpool(from revisionMark) (*spool, error) {
+	s.copies.mu.Lock()
+	sp := s.copies.spool
+	s.copies.spool = nil
+	s.copies.mu.Unlock()
+	if sp != nil {
+		if sp.through == from {
+			return sp, nil
+		}
+		_ = sp.file.Close()
+	}
+	s.dropIncoming()
+	folder := filepath.Join(s.cfg.Dir, incomingName)
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		return nil, err
+	}
+	return newSpool(filepath.Join(folder, "delta"), from)
+}
+
+// applyDelta makes the state what a spool leads to.
+func (s *State) applyDelta(ctx context.Context, sp *spool, state *copyState) error {
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	if err := s.lockFlushed(ctx); err != nil {
+		return err
+	}
+	defer s.flushing.Unlock()
+	g := s.gen.Load()
+	m, now := state.Meta, &g.meta
+	own := revisionMark{now.Revision, now.Lineage}
+	switch {
+	case m.Cluster.ID != now.Cluster.ID:
+		return command.ErrWrongCluster.With("the copy is of %q, this state of %q", m.Cluster.ID, now.Cluster.ID)
+	case own.rev < sp.from.rev, own.rev == sp.from.rev && own != sp.from, m.Applied <= now.Applied && m.Revision > now.Revision:
+		return command.ErrDiverged.With("the copy leads from revision %d to %d and index %d, this state is at %d and %d",
+			sp.from.rev, m.Revision, m.Applied, now.Revision, now.Applied)
+	case m.Applied < now.Applied, m.Applied == now.Applied && m.RaftIndex <= now.RaftIndex:
+		return nil // the state has come as far by itself
+	}
+	m.raise(now.RaftIndex, now.RaftTerm, now.Conf, now.ConfIndex)
+
+	// Of a key that was deleted, and made anew once its delete was forgotten, the
+	// way back does not lead over the delete, which Buried makes up for.
+	s.setAhead(true, max(now.Buried, min(m.Buried, now.Revision)))
+	if err := s.writeDelta(g.file, sp, own, state, &m); err != nil {
+		if s.Err() == nil && !s.isClosed() {
+			if terr := guarded(func() error { return g.file.takeBack(*now) }); terr != nil {
+				return s.failWith(fmt.Errorf("take back a delta: %w", terr))
+			}
+			s.setAhead(false, now.Buried)
+		} // else the next start takes it back
+		return err
+	}
+	if err := s.marked(s.marker.setIndex(m.Applied)); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	old := s.gen.Load()
+	n := &generation{seq: old.seq + 1, active: newLayer(), meta: m, members: state.Members, file: g.file}
+	durable := &durableState{seq: n.seq, meta: m}
+	if n.meta.raise(old.meta.RaftIndex, old.meta.RaftTerm, old.meta.Conf, old.meta.ConfIndex) {
+		durable.seq-- // by a snapshot, meanwhile: that is to be flushed
+	}
+	s.gen.Store(n)
+	s.durable.Store(durable)
+	s.announce()
+	s.mu.Unlock()
+	s.applied.advance(n.meta.Applied)
+	s.revised.advance(n.meta.Revision)
+	s.nudge()
+	return nil
+}
+
+// lockFlushed takes the flushing lock at a moment at which nothing is left to be
+// flushed. Needs applying.
+func (s *State) lockFlushed(ctx context.Context) error {
+	for {
+		if err := s.Flush(ctx); err != nil {
+			return err
+		}
+		s.flushing.Lock()
+		if err := s.Err(); err != nil { // found meanwhile, in a file that is not to be written any more
+			s.flushing.Unlock()
+			return err
+		}
+		if g := s.gen.Load(); g.seq == s.durable.Load().seq && g.frozen == nil {
+			return nil
+		}
+		s.flushing.Unlock() // a snapshot raised the index it stands for
+	}
+}
+
+// setAhead says whether the file is ahead of what is visible.
+func (s *State) setAhead(ahead bool, buried uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := *s.gen.Load()
+	n.ahead, n.meta.Buried = ahead, buried
+	s.gen.Store(&n)
+}
+
+// writeDelta puts the changes after own into the file, and then the meta they lead
+// to. On an error the file may be ahead.
+func (s *State) writeDelta(file *stateFile, sp *spool, own revisionMark, state *copyState, m *meta) error {
+	write := func(fn func() error) error {
+		if s.isClosed() {
+			return command.ErrStopping
+		}
+		err := s.onceThereIsSpace(fn)
+		if err != nil && !errors.Is(err, command.ErrDamaged) && !errors.Is(err, command.ErrStopping) {
+			err = s.failWith(fmt.Errorf("apply delta: %w", err))
+		}
+		return err
+	}
+	// Keys are led to their changes in the order of the keys, for as many as there
+	// is memory for: neighbours share a page.
+	var piece []*change
+	newest := make(map[string]*change)
+	size, known := 0, own == sp.from
+	putHistory := func() error {
+		err := write(func() error { return file.extend(piece, false, func(*change) bool { return false }) })
+		for _, c := range piece {
+			if c.table == tableKV {
+				newest[c.rec.Key] = &change{at: c.at, deleted: c.deleted, rec: command.Record{Key: c.rec.Key}}
+			}
+		}
+		piece, size = nil, 0
+		return err
+	}
+	putKeys := func() error {
+		all := slices.AppendSeq(make([]*change, 0, len(newest)), maps.Values(newest))
+		clear(newest)
+		sortByKey(all)
+		for some := range slices.Chunk(all, flushChanges) {
+			if err := write(func() error {
+				return file.update(func(tx *bbolt.Tx, _ *local) error { return putPointers(tx, some, false) })
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := sp.each(func(c *change) error {
+		if c.at.rev <= own.rev { // the state has come this far by itself
+			if c.at == (position{rev: own.rev}) {
+				known = digest(c.lineage()) == own.lineage
+			}
+			return nil
+		}
+		if !known {
+			return errUnknownRevision(own)
+		}
+		piece = append(piece, c)
+		if size += len(c.enc); size < flushBytes && len(piece) < flushChanges {
+			return nil
+		}
+		if err := putHistory(); err != nil || len(newest) < deltaKeys {
+			return err
+		}
+		return putKeys()
+	}); err != nil {
+		return err
+	}
+	if !known {
+		return errUnknownRevision(own)
+	}
+	if err := putHistory(); err != nil {
+		return err
+	}
+	if err := putKeys(); err != nil {
+		return err
+	}
+	return write(func() error {
+		return file.update(func(tx *bbolt.Tx, _ *local) error { return putHead(tx, *m, state.Members, true) })
+	})
+}
+
+func errUnknownRevision(own revisionMark) error {
+	return command.ErrDiverged.With("this state's revision %d is not that of the copy", own.rev)
+}
