@@ -136,6 +136,9 @@ type Meta struct {
 	// Applied is the revision of the state that answered: the token to ask for
 	// with MinIndex to never read anything older anywhere.
 	Applied uint64
+	// Oldest is the oldest revision that is kept; 0 in answers that are not
+	// about history.
+	Oldest uint64
 	// Node and Site name the answering node.
 	Node, Site string
 	// Staleness bounds the age of the answer; valid only when StalenessKnown.
@@ -168,6 +171,7 @@ type request struct {
 type answer struct {
 	meta Meta
 	body []byte
+	next uint64 // where a list of changes goes on; 0 when it is whole
 }
 
 // do sends r to the servers in turn until one of them decides it, and reads
@@ -186,7 +190,7 @@ func (c *Client) do(ctx context.Context, r request) (answer, error) {
 		if err != nil {
 			return true, fmt.Errorf("read the answer: %w", err)
 		}
-		got = answer{meta: parseMeta(s, res.Header), body: body}
+		got = answer{meta: parseMeta(s, res.Header), body: body, next: number(res.Header, "X-Holdfast-Next")}
 		return true, nil
 	})
 	return got, err
@@ -289,7 +293,7 @@ func worthAsking(err *Error, write bool) bool {
 			return true
 		}
 	}
-	return !write && (errors.Is(err, command.ErrTooStale) || errors.Is(err, command.ErrDamaged))
+	return !write && (errors.Is(err, command.ErrTooStale) || errors.Is(err, command.ErrDamaged) || errors.Is(err, command.ErrDiverged))
 }
 
 func (a answer) decode(v any) error {

@@ -171,6 +171,12 @@ func TestOptionsBecomeParameters(t *testing.T) {
 		"recurse=&stale=":                       func() { _, _, _ = c.List(ctx, "k", Stale()) },
 		"keys=&max_stale=5s&separator=a&stale=": func() { _, _, _ = c.Keys(ctx, "k", "a", MaxStale(5*time.Second)) },
 		"min_index=9&wait=2s":                   func() { _, _, _ = c.Get(ctx, "k", MinIndex(9, 2*time.Second)) },
+		"rev=4":                                 func() { _, _, _ = c.Get(ctx, "k", AtRevision(4, 0)) },
+		"recurse=&rev=4&wait=2s":                func() { _, _, _ = c.List(ctx, "k", AtRevision(4, 2*time.Second)) },
+		"keys=&rev=4":                           func() { _, _, _ = c.Keys(ctx, "k", "", AtRevision(4, 0)) },
+		"limit=10000&stale=":                    func() { _, _, _ = c.History(ctx, "k", Span{}, Stale()) },
+		"from=2&limit=3&to=9":                   func() { _, _, _ = c.History(ctx, "k", Span{From: 2, To: 9, Limit: 3}) },
+		"from=2&limit=10000&wait=1m0s":          func() { _, _, _ = c.Changes(ctx, "k", Span{From: 2}, nil, Wait(time.Minute)) },
 		"cas=0&flags=18446744073709551615":      func() { _, _, _ = c.Put(ctx, "k", nil, CAS(0), Flags(1<<64-1)) },
 		"cas=3":                                 func() { _, _, _ = c.Delete(ctx, "k", CAS(3)) },
 		"recurse=":                              func() { _, _ = c.DeleteTree(ctx, "k") },
@@ -225,6 +231,7 @@ func TestReadsGoOnToTheNextServer(t *testing.T) {
 		"hung up":   serve(t, hangUp),
 		"no leader": serve(t, refuse(500, "no_leader", "No cluster leader")),
 		"too stale": serve(t, refuse(503, "too_stale", "too old")),
+		"diverged":  serve(t, refuse(503, "diverged", "contents differ")),
 		"silent":    hang,
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -23,6 +23,8 @@ type Error struct {
 	// Applied is, with command.ErrRevisionNotReached, the revision that was
 	// reached.
 	Applied uint64
+	// Oldest is, with command.ErrCompacted, the oldest revision that is kept.
+	Oldest uint64
 
 	sentinel error
 	// absent is set when a 404 says that there is no such key.
@@ -87,6 +89,7 @@ func readError(s server, res *http.Response) error {
 		Address: s.address, Status: res.StatusCode,
 		Code: wire.Error, Message: wire.Message, Hint: wire.Hint,
 		Applied:  meta.Applied,
+		Oldest:   meta.Oldest,
 		sentinel: sentinelOf(wire.Error),
 	}
 	if res.StatusCode == http.StatusNotFound && meta.Index > 0 {

@@ -38,13 +38,33 @@ func MaxStale(age time.Duration) ReadOption {
 // MinIndex asks for an answer that contains revision n, and has the server wait
 // for it up to the given time; 0 leaves the time to the server (5 s).
 func MinIndex(n uint64, wait time.Duration) ReadOption {
+	return func(o *readOptions) { o.await("min_index", n, wait) }
+}
+
+// AtRevision asks Get, List, Keys and Export for the state exactly as it was at
+// revision n; command.ErrCompacted when that is no longer kept. A revision
+// still to come is waited for as by MinIndex. Every node gives the same answer,
+// so the other options decide nothing then.
+func AtRevision(n uint64, wait time.Duration) ReadOption {
+	return func(o *readOptions) { o.await("rev", n, wait) }
+}
+
+// await asks for a revision that may be still to come.
+func (o *readOptions) await(parameter string, n uint64, wait time.Duration) {
+	o.query.Set(parameter, strconv.FormatUint(n, 10))
+	if wait > 0 {
+		Wait(wait)(o)
+	} else {
+		o.wait = max(o.wait, 5*time.Second)
+	}
+}
+
+// Wait has the server hold back an answer of Changes without changes until
+// there is one, for at most the given time.
+func Wait(d time.Duration) ReadOption {
 	return func(o *readOptions) {
-		o.query.Set("min_index", strconv.FormatUint(n, 10))
-		o.wait = 5 * time.Second
-		if wait > 0 {
-			o.query.Set("wait", wait.String())
-			o.wait = wait
-		}
+		o.query.Set("wait", d.String())
+		o.wait = d
 	}
 }
 

@@ -387,14 +387,12 @@ func (s *Server) getBulk(x *exchange) {
 	}
 	var past uint64
 	if err == nil {
-		past, err = x.q.number(paramRev)
+		past, err = x.pastRevision(&opts)
 	}
 	if err != nil {
 		x.fail(err)
 		return
 	}
-	// A revision still to come is waited for like min_index.
-	opts.MinRevision = max(opts.MinRevision, past)
 	var revision uint64
 	info, err := s.node.Read(x.r.Context(), opts, func(v command.View) error {
 		revision = v.Revision()
@@ -424,7 +422,7 @@ func (s *Server) getBulk(x *exchange) {
 		panic(nethttp.ErrAbortHandler)
 	}
 	delete(x.w.Header(), "X-Consul-Index")
-	x.fail(err)
+	x.failRead(&info, err)
 }
 
 // export writes records as they come, in pieces.

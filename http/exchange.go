@@ -3,6 +3,7 @@ package http
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	nethttp "net/http"
 	"runtime/debug"
 	"strconv"
@@ -255,7 +256,17 @@ func (x *exchange) failRead(info *command.ReadInfo, err error) {
 	if info.Node != "" {
 		x.readHeaders(info, 0)
 	}
+	if errors.Is(err, command.ErrCompacted) {
+		x.oldestHeader(info)
+	}
 	x.fail(err)
+}
+
+// oldestHeader says since which revision history is kept.
+func (x *exchange) oldestHeader(info *command.ReadInfo) {
+	if info.Oldest > 0 {
+		x.w.Header()["X-Holdfast-Oldest"] = []string{strconv.FormatUint(info.Oldest, 10)}
+	}
 }
 
 // readHeaders says what the answer of a read is worth. All numbers share one
@@ -354,4 +365,20 @@ func (x *exchange) readOptions() (o command.ReadOptions, err error) {
 		}
 	}
 	return o, nil
+}
+
+// pastRevision reads rev, the revision at which a read is to be evaluated, and
+// settles o for it; 0 when it was not given.
+func (x *exchange) pastRevision(o *command.ReadOptions) (uint64, error) {
+	revision, err := x.q.countedNumber(paramRev)
+	if err != nil || revision == 0 {
+		return 0, err
+	}
+	// The state at a revision is the same on every node that has applied it, and
+	// does not age. So there is no leader to ask and no staleness to bound,
+	// whatever mode was asked for: this node answers once it has the revision. One
+	// that never held a complete state refuses, as it does any stale read.
+	o.Mode, o.MaxStale = command.ReadStale, 0
+	o.MinRevision = max(o.MinRevision, revision)
+	return revision, nil
 }

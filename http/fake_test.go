@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	nethttp "net/http"
 	"net/http/httptest"
 	"slices"
@@ -23,8 +24,13 @@ type fakeNode struct {
 	mu       sync.Mutex
 	records  map[string]command.Record
 	deleted  map[string]uint64 // key -> revision of its last delete
+	history  []command.Change  // what Propose changed, in order
+	oldest   uint64            // the compaction point
 	revision uint64
 	kv       uint64
+	stepped  chan struct{} // if anybody waits: closed when the revision goes up
+	// waits: reads wait for MinRevision. Others take it for granted.
+	waits bool
 
 	propose func(ctx context.Context, c command.Command) (command.Result, error)
 	read    func(ctx context.Context, o command.ReadOptions) error
@@ -70,6 +76,19 @@ func (n *fakeNode) apply(c command.Command) command.Result {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	next, ok, changed := n.revision+1, true, false
+	record := func(r command.Record, deleted bool) {
+		c := command.Change{Record: r, Deleted: deleted, Wall: wallOf(next)}
+		c.At = command.Position{Revision: next}
+		for _, old := range n.history {
+			if old.At.Revision == next {
+				c.At.K++
+			}
+			if old.Record.Key == r.Key {
+				c.Prev = old.At
+			}
+		}
+		n.history = append(n.history, c)
+	}
 	put := func(r command.Record) {
 		old, exists := n.records[r.Key]
 		r.CreateRevision, r.ModifyRevision = next, next
@@ -77,9 +96,11 @@ func (n *fakeNode) apply(c command.Command) command.Result {
 			r.CreateRevision = old.CreateRevision
 		}
 		n.records[r.Key], changed = r, true
+		record(r, false)
 	}
 	remove := func(key string) {
 		delete(n.records, key)
+		record(command.Record{Key: key, ModifyRevision: next}, true)
 		n.deleted[key], changed = next, true
 	}
 	switch c := c.(type) {
@@ -107,7 +128,7 @@ func (n *fakeNode) apply(c command.Command) command.Result {
 			}
 		}
 	case *command.DeleteTree:
-		for key := range n.records {
+		for _, key := range slices.Sorted(maps.Keys(n.records)) {
 			if strings.HasPrefix(key, c.Prefix) {
 				remove(key)
 			}
@@ -115,16 +136,27 @@ func (n *fakeNode) apply(c command.Command) command.Result {
 	}
 	if changed {
 		n.revision, n.kv = next, next
+		if n.stepped != nil {
+			close(n.stepped)
+			n.stepped = nil
+		}
 	}
 	return command.Result{OK: ok, Revision: n.revision}
 }
 
 func (n *fakeNode) Read(ctx context.Context, o command.ReadOptions, fn func(command.View) error) (command.ReadInfo, error) {
+	var late error
+	if n.waits {
+		late = n.await(ctx, o)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.asked = o
 	info := n.info
-	info.Revision = n.revision
+	info.Revision, info.Oldest = n.revision, n.oldest
+	if late != nil {
+		return info, late
+	}
 	if n.read != nil {
 		if err := n.read(ctx, o); err != nil {
 			return info, err
@@ -137,12 +169,42 @@ func (n *fakeNode) Read(ctx context.Context, o command.ReadOptions, fn func(comm
 	return info, fn(fakeView{n: n})
 }
 
-func (n *fakeNode) Export(_ context.Context, prefix string, _ uint64, fn func(command.Record) error) error {
+// await waits like a node does.
+func (n *fakeNode) await(ctx context.Context, o command.ReadOptions) error {
+	wait := o.Wait
+	fill(&wait, 5*time.Second)
+	timeout := time.After(wait)
+	for {
+		n.mu.Lock()
+		revision := n.revision
+		if n.stepped == nil {
+			n.stepped = make(chan struct{})
+		}
+		stepped := n.stepped
+		n.mu.Unlock()
+		if revision >= o.MinRevision {
+			return nil
+		}
+		select {
+		case <-stepped:
+		case <-timeout:
+			return command.ErrRevisionNotReached.With("revision %d, this node has %d", o.MinRevision, revision)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (n *fakeNode) Export(_ context.Context, prefix string, revision uint64, fn func(command.Record) error) error {
 	if n.export != nil {
 		return n.export(fn)
 	}
+	v := fakeView{n: n}
+	if err := v.kept(revision); err != nil {
+		return err
+	}
 	var err error
-	_ = fakeView{n: n}.Scan(prefix, "", func(r command.Record) bool {
+	_ = v.Scan(prefix, "", func(r command.Record) bool {
 		err = fn(r)
 		return err == nil
 	})
@@ -160,8 +222,8 @@ func (n *fakeNode) Status() command.NodeStatus {
 func (n *fakeNode) Sites(context.Context) ([]command.Site, uint64, error) { return n.sites, 4, nil }
 func (n *fakeNode) ReplicaStatus() command.ReplicaStatus                  { return n.replica }
 
-// fakeView is the fake's present state. Methods that these tests do not need
-// are missing and would panic.
+// fakeView is the fake's present state and its history. Methods that these
+// tests do not need are missing and would panic.
 type fakeView struct {
 	command.View
 	n *fakeNode
@@ -214,6 +276,105 @@ func (v fakeView) PrefixRevision(prefix string) (uint64, error) {
 		last = v.n.kv
 	}
 	return last, nil
+}
+
+// wallOf is the wall clock of a revision.
+func wallOf(revision uint64) time.Time { return time.Unix(1700000000+int64(revision), 5e8) }
+
+func (v fakeView) OldestRevision() uint64 { return v.n.oldest }
+
+func (v fakeView) kept(revision uint64) error {
+	switch {
+	case revision > v.n.revision:
+		return command.ErrRevisionNotReached.With("revision %d, this node has %d", revision, v.n.revision)
+	case revision < v.n.oldest:
+		return command.ErrCompacted.With("revision %d, the oldest kept is %d", revision, v.n.oldest)
+	}
+	return nil
+}
+
+// at is the last change of each key up to a revision.
+func (v fakeView) at(revision uint64) (map[string]command.Change, error) {
+	last := map[string]command.Change{}
+	for _, c := range v.n.history {
+		if c.At.Revision <= revision {
+			last[c.Record.Key] = c
+		}
+	}
+	return last, v.kept(revision)
+}
+
+func (v fakeView) GetAt(key string, revision uint64) (command.Record, error) {
+	last, err := v.at(revision)
+	if c, ok := last[key]; err == nil && ok && !c.Deleted {
+		return c.Record, nil
+	} else if err == nil {
+		err = command.ErrKeyNotFound
+	}
+	return command.Record{}, err
+}
+
+func (v fakeView) ScanAt(prefix, after string, revision uint64, fn func(command.Record) bool) error {
+	last, err := v.at(revision)
+	if err != nil {
+		return err
+	}
+	for _, key := range slices.Sorted(maps.Keys(last)) {
+		c := last[key]
+		if strings.HasPrefix(key, prefix) && key > after && !c.Deleted && !fn(c.Record) {
+			break
+		}
+	}
+	return nil
+}
+
+func (v fakeView) KVRevisionAt(revision uint64) (uint64, error) {
+	return v.PrefixRevisionAt("", revision)
+}
+
+func (v fakeView) PrefixRevisionAt(prefix string, revision uint64) (uint64, error) {
+	last, err := v.at(revision)
+	var all, under uint64
+	for key, c := range last {
+		all = max(all, c.At.Revision)
+		if strings.HasPrefix(key, prefix) {
+			under = max(under, c.At.Revision)
+		}
+	}
+	if under == 0 {
+		under = all
+	}
+	return under, err
+}
+
+func (v fakeView) Changes(prefix string, from, to uint64, fn func(command.Change) bool) error {
+	if err := v.kept(from); err != nil {
+		return err
+	}
+	for _, c := range v.n.history {
+		if r := c.At.Revision; r >= from && r <= to && strings.HasPrefix(c.Record.Key, prefix) && !fn(c) {
+			break
+		}
+	}
+	return nil
+}
+
+func (v fakeView) KeyHistory(key string, fn func(command.Change) bool) error {
+	for _, c := range slices.Backward(v.n.history) {
+		if c.Record.Key == key && (!fn(c) || c.At.Revision <= v.n.oldest) {
+			break
+		}
+	}
+	return nil
+}
+
+func (v fakeView) ChangeAt(at command.Position) (command.Change, error) {
+	for _, c := range v.n.history {
+		if c.At == at {
+			return c, nil
+		}
+	}
+	return command.Change{}, command.ErrCompacted
 }
 
 // newTestServer returns a server over n that logs to the test.

@@ -3,6 +3,7 @@ package http
 import (
 	"encoding/base64"
 	"strconv"
+	"time"
 	"unicode/utf8"
 
 	"github.com/holdfast-db/holdfast/command"
@@ -96,4 +97,32 @@ func appendString(b []byte, s string) []byte {
 	}
 	b = append(b, s[start:]...)
 	return append(b, '"')
+}
+
+// What a change did, as replies name it.
+const (
+	opPut    = "put"
+	opDelete = "delete"
+	opLock   = "lock"
+	opUnlock = "unlock"
+)
+
+// appendChange writes one change of a key; before may be nil.
+func appendChange(b []byte, c *command.Change, op string, before *command.Record) []byte {
+	b = append(b, `{"Index":`...)
+	b = appendUint(b, c.At.Revision)
+	b = append(b, `,"Op":"`...)
+	b = append(b, op...)
+	b = append(b, `","KV":`...)
+	b = appendEntry(b, &c.Record)
+	if before != nil {
+		b = append(b, `,"Prev":`...)
+		b = appendEntry(b, before)
+	}
+	if !c.Wall.IsZero() {
+		b = append(b, `,"Time":"`...)
+		b = c.Wall.UTC().AppendFormat(b, time.RFC3339Nano)
+		b = append(b, '"')
+	}
+	return append(b, '}')
 }

@@ -24,7 +24,9 @@ const (
 // keyRead is the state of a read of package command's View, kept in the
 // exchange so that the hot path makes no closure.
 type keyRead struct {
-	key   string
+	key string
+	// past is the revision at which to read; 0 reads the state as it is.
+	past  uint64
 	found bool
 	// index is the X-Consul-Index of the answer.
 	index uint64
@@ -32,7 +34,39 @@ type keyRead struct {
 	one, list func(command.View) error
 }
 
-func (r *keyRead) clear() { r.key, r.found, r.index = "", false, 0 }
+func (r *keyRead) clear() { r.key, r.past, r.found, r.index = "", 0, false, 0 }
+
+// past is a view of the state as it was at a revision, for what a read of keys
+// asks of a view.
+type past struct {
+	command.View
+	revision, kv uint64
+}
+
+// asOf returns the state to read: v, or what it was at the revision asked for.
+func (r *keyRead) asOf(v command.View) (command.View, error) {
+	if r.past == 0 {
+		return v, nil
+	}
+	kv, err := v.KVRevisionAt(r.past)
+	return past{View: v, revision: r.past, kv: kv}, err
+}
+
+func (p past) KVRevision() uint64 { return p.kv }
+
+func (p past) PrefixRevision(prefix string) (uint64, error) {
+	return p.View.PrefixRevisionAt(prefix, p.revision)
+}
+
+func (p past) Get(key string) (command.Record, error) { return p.View.GetAt(key, p.revision) }
+
+func (p past) Scan(prefix, after string, fn func(command.Record) bool) error {
+	return p.View.ScanAt(prefix, after, p.revision, fn)
+}
+
+func (p past) ScanKeys(prefix, after string, fn func(string, uint64) bool) error {
+	return p.Scan(prefix, after, func(r command.Record) bool { return fn(r.Key, r.ModifyRevision) })
+}
 
 // getKey is GET /v1/kv/KEY.
 func (s *Server) getKey(x *exchange) {
@@ -47,6 +81,9 @@ func (s *Server) getKey(x *exchange) {
 		return
 	}
 	opts, err := x.readOptions()
+	if err == nil {
+		x.read.past, err = x.pastRevision(&opts)
+	}
 	if err != nil {
 		x.fail(err)
 		return
@@ -78,6 +115,10 @@ func (s *Server) getKey(x *exchange) {
 // readOne evaluates a read of one key.
 func (x *exchange) readOne(v command.View) error {
 	x.resetReply()
+	v, err := x.read.asOf(v)
+	if err != nil {
+		return err
+	}
 	rec, err := v.Get(x.read.key)
 	if err != nil {
 		if !errors.Is(err, command.ErrKeyNotFound) {
@@ -100,6 +141,9 @@ func (x *exchange) readOne(v command.View) error {
 // readList evaluates a read of all keys under a prefix.
 func (x *exchange) readList(v command.View) (err error) {
 	x.resetReply()
+	if v, err = x.read.asOf(v); err != nil {
+		return err
+	}
 	prefix := x.read.key
 	if prefix == "" {
 		x.read.index = v.KVRevision()

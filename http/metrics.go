@@ -87,6 +87,7 @@ type nodeCollector struct {
 	lastContact, voters                         *prometheus.Desc
 	running, status, failed, staleness, success *prometheus.Desc
 	catchUp, catchUpBytes, catchUpSeconds       *prometheus.Desc
+	diverged, damaged                           *prometheus.Desc
 }
 
 func newNodeCollector(n Node) *nodeCollector {
@@ -116,6 +117,8 @@ func newNodeCollector(n Node) *nodeCollector {
 		catchUp:        d("replica_last_catch_up_records", "Records moved by the last catch-up.", "kind"),
 		catchUpBytes:   d("replica_last_catch_up_bytes", "Bytes moved by the last catch-up.", "kind"),
 		catchUpSeconds: d("replica_last_catch_up_seconds", "Time taken by the last catch-up.", "kind"),
+		diverged:       d("replica_diverged", "1 while this copy's contents are known to differ from the leader's."),
+		damaged:        d("damaged_ranges", "Parts of the stored state found bad and not repaired yet."),
 	}
 }
 
@@ -124,6 +127,7 @@ func (c *nodeCollector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.info, c.leads, c.knowsLeader, c.ready, c.started, c.revision, c.term, c.lastIndex, c.commitIndex, c.appliedIndex,
 		c.lastContact, c.voters, c.running, c.status, c.failed, c.staleness, c.success, c.catchUp, c.catchUpBytes, c.catchUpSeconds,
+		c.diverged, c.damaged,
 	} {
 		out <- d
 	}
@@ -167,6 +171,8 @@ func (c *nodeCollector) Collect(out chan<- prometheus.Metric) {
 	if rs.SecondsSinceLastSuccess >= 0 {
 		gauge(c.success, float64(rs.SecondsSinceLastSuccess))
 	}
+	flag(c.diverged, rs.Diverged > 0)
+	gauge(c.damaged, float64(len(rs.Damaged)))
 	if k := rs.LastCatchUp.Kind; k != "" {
 		gauge(c.catchUp, float64(rs.LastCatchUp.Records), k)
 		gauge(c.catchUpBytes, float64(rs.LastCatchUp.Bytes), k)

@@ -30,6 +30,9 @@ const (
 	paramIndex
 	paramWait
 	paramRev
+	paramFrom
+	paramTo
+	paramLimit
 	paramCAS
 	paramFlags
 	paramAcquire
@@ -55,6 +58,9 @@ var paramNames = [paramCount]string{
 	paramIndex:      "index",
 	paramWait:       "wait",
 	paramRev:        "rev",
+	paramFrom:       "from",
+	paramTo:         "to",
+	paramLimit:      "limit",
 	paramCAS:        "cas",
 	paramFlags:      "flags",
 	paramAcquire:    "acquire",
@@ -96,6 +102,12 @@ func paramNamed(name string) param {
 		return paramWait
 	case "rev":
 		return paramRev
+	case "from":
+		return paramFrom
+	case "to":
+		return paramTo
+	case "limit":
+		return paramLimit
 	case "cas":
 		return paramCAS
 	case "flags":
@@ -189,11 +201,20 @@ func (q *query) number(p param) (uint64, error) {
 	return n, nil
 }
 
+// countedNumber is number for what is counted from 1: revisions and limits.
+func (q *query) countedNumber(p param) (uint64, error) {
+	n, err := q.number(p)
+	if err == nil && n == 0 && q.has(p) {
+		err = badRequest("Invalid " + paramNames[p] + ": it must be 1 or more")
+	}
+	return n, err
+}
+
 // longestWait bounds the time a client may ask to be kept waiting.
 const longestWait = 10 * time.Minute
 
 // waiting reads index and wait, which are judged on every read. Their values
-// matter to min_index only, as long as no read blocks.
+// matter to min_index, rev and the change list only, as long as no read blocks.
 func (q *query) waiting() (wait time.Duration, err error) {
 	if v := q.get(paramIndex); v != "" {
 		if _, err := strconv.ParseUint(v, 10, 64); err != nil {

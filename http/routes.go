@@ -31,10 +31,11 @@ func routes() []route {
 	)
 	everywhere, reads := paramsEverywhere, paramsEverywhere|paramsOfReads
 	blocking := everywhere | set(paramIndex, paramWait)
-	getKey := reads | set(paramRecurse, paramKeys, paramSeparator, paramRaw)
+	getKey := reads | set(paramRecurse, paramKeys, paramSeparator, paramRaw, paramRev)
 	putKey := everywhere | set(paramCAS, paramFlags, paramAcquire, paramRelease)
 	deleteKey := everywhere | set(paramCAS, paramRecurse)
 	exports := reads | set(paramRev)
+	changes := reads | set(paramFrom, paramTo, paramLimit)
 	return []route{
 		{method: get, path: "/v1/kv/*key", params: getKey, handle: (*Server).getKey},
 		{method: put, path: "/v1/kv/*key", params: putKey, handle: (*Server).putKey},
@@ -47,6 +48,11 @@ func routes() []route {
 		{method: put, path: "/v1/bulk/*prefix", params: everywhere, handle: (*Server).putBulk},
 		{method: get, path: "/v1/bulk", params: exports, handle: (*Server).getBulk, alias: true},
 		{method: put, path: "/v1/bulk", params: everywhere, handle: (*Server).putBulk, alias: true},
+
+		{method: get, path: "/v1/history/*key", params: changes, handle: (*Server).getHistory},
+		{method: get, path: "/v1/history", params: changes, handle: (*Server).getHistory, alias: true},
+		{method: get, path: "/v1/changes/*prefix", params: changes, handle: (*Server).getChanges},
+		{method: get, path: "/v1/changes", params: changes, handle: (*Server).getChanges, alias: true},
 
 		{method: get, path: "/v1/status/leader", params: everywhere, handle: (*Server).getLeader},
 		{method: get, path: "/v1/status/peers", params: everywhere, handle: (*Server).getPeers},

@@ -144,7 +144,11 @@ func (s *Server) getSites(x *exchange) {
 func (s *Server) getReplicaStatus(x *exchange) {
 	st := s.node.Status()
 	x.statusHeaders(&st)
-	x.replyValue(s.node.ReplicaStatus())
+	rs := s.node.ReplicaStatus()
+	if rs.Damaged == nil {
+		rs.Damaged = []command.Damage{}
+	}
+	x.replyValue(rs)
 }
 
 func (s *Server) getOpenAPI(x *exchange) {

@@ -2,8 +2,10 @@ package http
 
 import (
 	"encoding/json"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/holdfast-db/holdfast/command"
 )
@@ -71,10 +73,17 @@ func TestSitesComeFromTheMembership(t *testing.T) {
 
 func TestReplicaStatusIsTheNodesOwn(t *testing.T) {
 	n := newFakeNode()
-	n.replica = command.ReplicaStatus{Running: true, Mode: "learner", Status: "cut-off", FailedRequests: 4, SecondsSinceLastSuccess: 9, Staleness: -1}
-	w := ask(t, newTestServer(t, n), "GET", "/v1/replica/status", nil)
+	s := newTestServer(t, n)
+	if body := ask(t, s, "GET", "/v1/replica/status", nil).Body.String(); !strings.Contains(body, `"Diverged":0,"Damaged":[]`) {
+		t.Errorf("a sound copy says %s", body)
+	}
+	n.replica = command.ReplicaStatus{
+		Running: true, Mode: "learner", Status: "diverged", FailedRequests: 4, SecondsSinceLastSuccess: 9, Staleness: -1, Diverged: 12,
+		Damaged: []command.Damage{{Table: "history", From: "7.0", To: "9.2", Problem: "checksum", Found: time.Unix(1700000000, 0).UTC()}},
+	}
+	w := ask(t, s, "GET", "/v1/replica/status", nil)
 	var got command.ReplicaStatus
-	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || got != n.replica {
+	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || !reflect.DeepEqual(got, n.replica) {
 		t.Errorf("%s: %v", w.Body, err)
 	}
 }
@@ -95,7 +104,8 @@ func TestHealthAndReadiness(t *testing.T) {
 
 func TestMetricsShowRequestsNodeAndOthers(t *testing.T) {
 	n := newFakeNode()
-	n.replica = command.ReplicaStatus{Mode: "learner", Status: "level", Staleness: 1500, SecondsSinceLastSuccess: -1, LastCatchUp: command.CatchUp{Kind: "full", Bytes: 9}}
+	n.replica = command.ReplicaStatus{Mode: "learner", Status: "level", Staleness: 1500, SecondsSinceLastSuccess: -1, LastCatchUp: command.CatchUp{Kind: "delta", Bytes: 9},
+		Diverged: 12, Damaged: make([]command.Damage, 3)}
 	s := newTestServer(t, n, func(c *Config) {
 		c.Metrics = []Metric{
 			{Name: "holdfast_store_keys", Help: "Keys.", Value: func() float64 { return 12 }},
@@ -117,13 +127,15 @@ func TestMetricsShowRequestsNodeAndOthers(t *testing.T) {
 		`holdfast_start_time_seconds 1.7e+09`,
 		`holdfast_replica_status{mode="learner",status="level"} 1`,
 		`holdfast_replica_staleness_seconds 1.5`,
-		`holdfast_replica_last_catch_up_bytes{kind="full"} 9`,
+		`holdfast_replica_last_catch_up_bytes{kind="delta"} 9`,
+		`holdfast_replica_diverged 1`,
+		`holdfast_damaged_ranges 3`,
 		`holdfast_store_keys 12`,
 		`# TYPE holdfast_store_flushes_total counter`,
 		`go_goroutines `,
 		`process_`,
 	} {
-		if !strings.Contains(text, line) {
+		if !strings.Contains(text, "\n"+line) {
 			t.Errorf("missing %s", line)
 		}
 	}

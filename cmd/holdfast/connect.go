@@ -38,6 +38,7 @@ type readFlags struct {
 	stale, consistent bool
 	maxStale          time.Duration
 	minIndex          uint64
+	rev               uint64
 	wait              time.Duration
 	verbose           bool
 }
@@ -48,8 +49,13 @@ func (f *readFlags) add(cmd *cobra.Command) {
 	fs.BoolVar(&f.consistent, "consistent", false, "confirm with the leader first, at every node")
 	fs.DurationVar(&f.maxStale, "max-stale", 0, "read a copy at most this old")
 	fs.Uint64Var(&f.minIndex, "min-index", 0, "read a state that contains this revision")
-	fs.DurationVar(&f.wait, "wait", 0, "how long the node waits for --min-index (default 5s)")
+	fs.DurationVar(&f.wait, "wait", 0, "how long the node waits for --min-index or --rev (default 5s)")
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "say on standard error which node answered and how old the answer may be")
+}
+
+// addRev is for commands that can also read the past.
+func (f *readFlags) addRev(cmd *cobra.Command) {
+	cmd.Flags().Uint64Var(&f.rev, "rev", 0, "read the state exactly as it was at this revision")
 }
 
 func (f *readFlags) options(cmd *cobra.Command) ([]client.ReadOption, error) {
@@ -61,6 +67,8 @@ func (f *readFlags) options(cmd *cobra.Command) ([]client.ReadOption, error) {
 		return nil, refuse("give a duration such as 5s", "--max-stale %v is not a bound", f.maxStale)
 	case f.wait < 0:
 		return nil, refuse("give a duration such as 5s", "--wait %v is negative", f.wait)
+	case f.rev == 0 && cmd.Flags().Changed("rev"):
+		return nil, refuse("give 1 or more, or leave --rev out for the newest state", "--rev 0 is not a revision")
 	}
 	var opts []client.ReadOption
 	switch {
@@ -73,6 +81,9 @@ func (f *readFlags) options(cmd *cobra.Command) ([]client.ReadOption, error) {
 	}
 	if f.minIndex > 0 {
 		opts = append(opts, client.MinIndex(f.minIndex, f.wait))
+	}
+	if f.rev > 0 {
+		opts = append(opts, client.AtRevision(f.rev, f.wait))
 	}
 	return opts, nil
 }

@@ -18,7 +18,7 @@ func newKV() *cobra.Command {
 		Use:   "kv",
 		Short: "Read and write keys",
 	}
-	cmd.AddCommand(newKVGet(), newKVPut(), newKVDelete(), newKVList(), newKVExport(), newKVImport())
+	cmd.AddCommand(newKVGet(), newKVPut(), newKVDelete(), newKVList(), newKVHistory(), newKVExport(), newKVImport())
 	group(cmd)
 	return cmd
 }
@@ -87,6 +87,8 @@ only the keys.`,
 			}
 			reads.report(cmd.ErrOrStderr(), meta)
 			switch w := cmd.OutOrStdout(); {
+			case err != nil && reads.rev > 0:
+				return refuse("holdfast kv history KEY shows when it did", "key %q did not exist at revision %d: %w", args[0], reads.rev, err)
 			case err != nil:
 				return refuse("holdfast kv list PREFIX shows what there is", "key %q does not exist: %w", args[0], err)
 			case conn.json:
@@ -102,6 +104,7 @@ only the keys.`,
 	}
 	conn.add(cmd)
 	reads.add(cmd)
+	reads.addRev(cmd)
 	cmd.Flags().BoolVar(&raw, "raw", false, "print exactly the bytes of the value")
 	cmd.Flags().BoolVar(&recurse, "recurse", false, "print all keys that start with KEY, and their values")
 	cmd.Flags().BoolVar(&keys, "keys", false, "print all keys that start with KEY")
@@ -151,6 +154,7 @@ how many there are.`,
 	}
 	conn.add(cmd)
 	reads.add(cmd)
+	reads.addRev(cmd)
 	cmd.Flags().BoolVarP(&long, "long", "l", false, "print a table; with --json the whole records")
 	cmd.Flags().BoolVar(&keys, "keys", false, "print only keys, as without --long")
 	cmd.Flags().BoolVar(&count, "count", false, "print only how many there are")

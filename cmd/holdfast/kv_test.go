@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/client"
+	"github.com/holdfast-db/holdfast/command"
 )
 
 // fakeNode is a node of one key-value table. Its address is what
@@ -390,13 +391,14 @@ func TestProgressShowsHowFarItIs(t *testing.T) {
 
 func TestSitesAndStatusAreTablesForPeopleAndJSONForPrograms(t *testing.T) {
 	var notReady bool
+	replica := `{"Running":true,"Mode":"learner","Status":"cut-off","FailedRequests":3,"SecondsSinceLastSuccess":8,"Applied":7,"AppliedIndex":70,"Lineage":"abc","Staleness":8200,"LastCatchUp":{"Kind":"log","Records":2,"Bytes":0,"Seconds":0.1},"Diverged":0,"Damaged":[]}`
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/v1/sites":
 			_, _ = io.WriteString(w, `[{"Name":"home","Home":true,"Servers":[{"ID":"n1-0","Name":"n1","Role":"voter","State":"leader","Address":"h:8300","HTTP":"h:8500","Applied":9,"Lineage":"00112233445566778899aabbccddeeff","LastContact":"0s","Version":"1.0.0"}]},
 				{"Name":"east","Servers":[{"ID":"e1-0","Name":"e1","Role":"learner","State":"catching-up","Address":"e:8300","HTTP":"e:8500","Applied":7,"LastContact":"3ms","Version":"1.0.0","Lag":{"Entries":1200,"Bytes":2048,"Seconds":1.5,"ETA":2}}]}]`)
 		case "/v1/replica/status":
-			_, _ = io.WriteString(w, `{"Running":true,"Mode":"learner","Status":"cut-off","FailedRequests":3,"SecondsSinceLastSuccess":8,"Applied":7,"AppliedIndex":70,"Lineage":"abc","Staleness":8200,"LastCatchUp":{"Kind":"log","Records":2,"Bytes":0,"Seconds":0.1}}`)
+			_, _ = io.WriteString(w, replica)
 		case "/v1/agent/self":
 			_, _ = io.WriteString(w, `{"Config":{"NodeName":"e1","NodeID":"e1-0","Datacenter":"dc1"},"Stats":{"holdfast":{"leader":"n1"}},"Meta":{"holdfast-site":"east","holdfast-version":"1.0.0"}}`)
 		case "/v1/status/leader":
@@ -435,6 +437,15 @@ func TestSitesAndStatusAreTablesForPeopleAndJSONForPrograms(t *testing.T) {
 	notReady = true
 	cli(t, "", "status", "--ready").refusal(t, "node has no complete copy yet; wait")
 	if r := cli(t, "", "status"); !strings.Contains(r.out, "no: node has no complete copy yet") {
+		t.Errorf("%+v", r)
+	}
+	found := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
+	bad, err := json.Marshal(command.ReplicaStatus{Status: "diverged", Diverged: 12, Damaged: []command.Damage{{Table: "keys", From: "a", To: "b", Problem: "checksum", Found: found}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	replica = string(bad)
+	if r := cli(t, "", "status"); !strings.HasSuffix(r.out, "Diverged       from revision 12 on\nDamaged        keys from a to b, found at 2026-01-02 03:04:05: checksum\n") {
 		t.Errorf("%+v", r)
 	}
 }

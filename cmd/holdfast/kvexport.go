@@ -25,7 +25,7 @@ func newKVExport() *cobra.Command {
 		Use:   "export [PREFIX]",
 		Short: "Write many keys to a file",
 		Long: `Write all keys that start with PREFIX, or all keys, to standard output or a file,
-all as they are at one revision. The form is that of consul kv export, a JSON
+all as they are at one revision, or with --rev as they were at that one. The form is that of consul kv export, a JSON
 array, or with --format ndjson one JSON object per line; kv import reads both.
 The file of --output appears, or is replaced, only once it is complete.`,
 		Args: exactArgs(0, 1),
@@ -90,6 +90,7 @@ The file of --output appears, or is replaced, only once it is complete.`,
 	}
 	conn.add(cmd)
 	reads.add(cmd)
+	reads.addRev(cmd)
 	cmd.Flags().StringVarP(&output, "output", "o", "", "file to write (default: standard output)")
 	cmd.Flags().StringVar(&format, "format", "json", "json or ndjson")
 	return cmd

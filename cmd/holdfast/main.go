@@ -36,7 +36,7 @@ func execute(ctx context.Context, args []string, in io.Reader, out, errs io.Writ
 	root.SetErr(errs)
 	if err := root.ExecuteContext(ctx); err != nil {
 		_, _ = fmt.Fprintln(errs, "holdfast:", explain(err))
-		return 1
+		return exitStatus(err)
 	}
 	return 0
 }

@@ -131,7 +131,7 @@ func (r nodeReport) print(w io.Writer) error {
 	default:
 		catchUp = fmt.Sprintf("by %s: %s, %s, %s", cu.Kind, plural(cu.Records, "record"), size(cu.Bytes), span(seconds(cu.Seconds)))
 	}
-	return table(w, [][]string{
+	rows := [][]string{
 		{"Node", fmt.Sprintf("%s at %s (%s)", r.Node, r.Site, r.Address)},
 		{"Part", r.Replica.Mode},
 		{"Status", r.Replica.Status},
@@ -144,5 +144,12 @@ func (r nodeReport) print(w io.Writer) error {
 		{"Last probe", probe},
 		{"Last catch-up", catchUp},
 		{"Version", r.Version},
-	})
+	}
+	if at := r.Replica.Diverged; at > 0 {
+		rows = append(rows, []string{"Diverged", fmt.Sprintf("from revision %d on", at)})
+	}
+	for _, d := range r.Replica.Damaged {
+		rows = append(rows, []string{"Damaged", fmt.Sprintf("%s from %s to %s, found at %s: %s", d.Table, d.From, d.To, d.Found.Local().Format(time.DateTime), d.Problem)})
+	}
+	return table(w, rows)
 }
