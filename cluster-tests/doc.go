@@ -20,6 +20,7 @@
 //	planted_test.go     bugs built into the binary on purpose, and who must find them
 //	compose_test.go     docker-compose.yml (make compose-test)
 //	measure_test.go     throughput, latency, failover (make bench)
+//	measure_store_test.go what the state costs (make bench-store)
 //
 // Every scene ends with an inspection: the cut is healed, every node runs, and
 // all must come to one revision with one lineage, without a panic in any log.

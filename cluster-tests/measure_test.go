@@ -99,13 +99,16 @@ func measureKey(i int) string { return fmt.Sprintf("bench/%05d", i%measureKeys) 
 
 // figures are what a run came to.
 type figures struct {
-	rate     float64 // per second
-	p50, p99 time.Duration
+	rate                 float64 // per second
+	p50, p99, p999, most time.Duration
 }
 
-// drive keeps connections busy for a while, spread evenly over the nodes, and
-// returns what was answered. request makes the i-th request of a connection.
-func drive(connections int, nodes []*node, request func(connection, i int) []byte) (figures, error) {
+// drive keeps connections busy for the time given, spread evenly over the nodes,
+// and returns what was answered, all but that of a moment to warm up. request
+// makes the i-th request of a connection, or returns nil to end it; once all have
+// ended or one has failed, the run is over. A run that ends so soon that it only
+// warmed up has no figures.
+func drive(length time.Duration, connections int, nodes []*node, request func(connection, i int) []byte) (figures, error) {
 	var measuring, over atomic.Bool
 	took := make([][]time.Duration, connections)
 	failed := make([]error, connections)
@@ -122,8 +125,12 @@ func drive(connections int, nodes []*node, request func(connection, i int) []byt
 	for i, c := range conns {
 		wg.Go(func() {
 			mine := make([]time.Duration, 0, 1<<14)
+			defer func() { took[i] = mine }()
 			for n := 0; !over.Load(); n++ {
 				r := request(i, n)
+				if r == nil {
+					return
+				}
 				began := time.Now()
 				status, err := c.do(r)
 				if err == nil && status != 200 {
@@ -131,19 +138,27 @@ func drive(connections int, nodes []*node, request func(connection, i int) []byt
 				}
 				if err != nil {
 					failed[i] = fmt.Errorf("request %.60q: %w", r, err)
+					over.Store(true)
 					return
 				}
 				if measuring.Load() {
 					mine = append(mine, time.Since(began))
 				}
 			}
-			took[i] = mine
 		})
 	}
-	time.Sleep(measureWarmUp)
+	ended := make(chan struct{})
+	go func() { wg.Wait(); close(ended) }()
+	select {
+	case <-time.After(measureWarmUp):
+	case <-ended:
+	}
 	measuring.Store(true)
 	began := time.Now()
-	time.Sleep(measureTime)
+	select {
+	case <-time.After(length):
+	case <-ended:
+	}
 	elapsed := time.Since(began)
 	over.Store(true)
 	wg.Wait()
@@ -152,10 +167,16 @@ func drive(connections int, nodes []*node, request func(connection, i int) []byt
 	}
 	all := slices.Concat(took...)
 	if len(all) == 0 {
+		if elapsed < length {
+			return figures{}, nil
+		}
 		return figures{}, errors.New("nothing was answered")
 	}
 	slices.Sort(all)
-	return figures{float64(len(all)) / elapsed.Seconds(), all[len(all)/2], all[len(all)*99/100]}, nil
+	return figures{
+		rate: float64(len(all)) / elapsed.Seconds(),
+		p50:  all[len(all)/2], p99: all[len(all)*99/100], p999: all[len(all)*999/1000], most: all[len(all)-1],
+	}, nil
 }
 
 // median of a few numbers.
@@ -211,7 +232,7 @@ func measureThroughput(t *testing.T, logStore string, table io.Writer) {
 	pick := func(from [][]byte) func(int, int) []byte {
 		return func(connection, i int) []byte { return from[(connection*7919+i*31)%measureKeys] }
 	}
-	if _, err := drive(8, []*node{leader}, func(connection, i int) []byte { // every key exists
+	if _, err := drive(measureTime, 8, []*node{leader}, func(connection, i int) []byte { // every key exists
 		n := count.Add(1)
 		r := bytes.Clone(puts[n%measureKeys])
 		copy(r[len(r)-20:], fmt.Sprintf("%020d", n))
@@ -242,7 +263,7 @@ func measureThroughput(t *testing.T, logStore string, table io.Writer) {
 		var rates []float64
 		var p50, p99 []time.Duration
 		for range measureRuns {
-			f, err := drive(m.connections, m.nodes, m.request)
+			f, err := drive(measureTime, m.connections, m.nodes, m.request)
 			if err != nil {
 				t.Fatalf("%s: %v", m.what, err)
 			}
