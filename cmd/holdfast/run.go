@@ -25,6 +25,10 @@ import (
 	"github.com/holdfast-db/holdfast/transport"
 )
 
+// preflightPatience is how long a node that was let in before waits at its start
+// for the cluster to say that it still is.
+const preflightPatience = 250 * time.Millisecond
+
 // How long an orderly stop gives each of its steps.
 const (
 	handOverLimit = 3 * time.Second
@@ -77,15 +81,21 @@ func runAgent(ctx context.Context, cfg agentConfig) (err error) {
 		Log: log, RaftLog: newLogger(cfg, "raft"),
 	}
 	// Ask the cluster, if it is there, whether it would have this node. Who was let
-	// in before does not wait for the answer, unless something has changed about it:
-	// it has left its traces long ago, and its readers need no cluster.
+	// in before waits only as long as an answer takes that comes at all: its readers
+	// need no cluster.
 	verdict := make(chan error, 1)
 	go func() { verdict <- node.Preflight(ctx, nodeConfig, a.identity.ClusterID, tr) }()
-	if a.identity.ClusterID == "" || a.identity.Epoch == 0 {
-		if err := <-verdict; err != nil {
+	var patience <-chan time.Time
+	if a.identity.ClusterID != "" && a.identity.Epoch != 0 {
+		patience = time.After(preflightPatience)
+	}
+	select {
+	case err := <-verdict:
+		if err != nil {
 			return err
 		}
 		verdict = nil
+	case <-patience:
 	}
 
 	// From here on things are written.
