@@ -26,12 +26,12 @@ import (
 const (
 	// compactChanges bounds the records one step looks at. Each may drop one from
 	// a page of its own.
-	compactChanges = 1024
-	// compactPause is the shortest time between two steps. A step that took long
+	compactChanges = 2048
+	// compactPause is the shortest time between two steps. A step that took longer
 	// is followed by compactShare times as long a pause, since it shares the disk
 	// with the log.
-	compactPause = 20 * time.Millisecond
-	compactShare = 4
+	compactPause = 10 * time.Millisecond
+	compactShare = 1
 )
 
 // compactTarget is the point records may be dropped for: what the file itself

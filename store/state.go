@@ -25,7 +25,7 @@ type StateConfig struct {
 	// Dir is the data directory. It must exist and be used by one process only.
 	Dir string
 	// BufferBytes bounds the changes in memory before they are flushed into the
-	// file; 32 MiB when zero. A larger buffer makes fewer, larger flushes and a
+	// file; 16 MiB when zero. A larger buffer makes fewer, larger flushes and a
 	// longer replay of the log after a crash. Twice as much may be held while a
 	// flush is slow; then applying waits.
 	BufferBytes int64
@@ -47,7 +47,7 @@ type StateConfig struct {
 }
 
 func (c StateConfig) validate() (StateConfig, error) {
-	c.BufferBytes = cmp.Or(c.BufferBytes, 32<<20)
+	c.BufferBytes = cmp.Or(c.BufferBytes, 16<<20)
 	c.BufferAge = cmp.Or(c.BufferAge, time.Second)
 	c.MaxData = cmp.Or(c.MaxData, 64<<30)
 	c.RewriteFree = cmp.Or(c.RewriteFree, 64<<20)
