@@ -37,8 +37,9 @@
 //
 // State is a bbolt file under an ordered buffer in memory. Applying an entry
 // changes the buffer and publishes a new immutable generation of it; a flush
-// in the background writes a frozen generation into the file in one synced
-// transaction, together with the Raft index it reaches. Readers lay a
+// in the background writes a frozen generation into the file, in synced
+// transactions of bounded size, the last of which moves the Raft index that the
+// file stands for. Readers lay a
 // generation over a file transaction taken under the same lock, so they see
 // one revision. Every change is an append to the history, which holds the only
 // copy of each value; keys point into it. Another node that lacks something is
