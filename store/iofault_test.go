@@ -21,6 +21,9 @@ func failing(t *testing.T, l *life, worlds []world, fault faultfs.Fault, seed ui
 	disk := faultfs.Mount(t)
 	disk.Fail(fault)
 	n := &living{t: t, life: l, path: disk.Path()}
+	if fault.Err == syscall.ENOSPC {
+		n.free = disk.Heal
+	}
 	steps, err := n.live(nil)
 	closed := n.close()
 	what := disk.Met()

@@ -54,6 +54,8 @@ type living struct {
 	dir   *Dir
 	state *State
 	logs  *Logs
+	// free makes room on a disk that is full; nil where none is.
+	free func()
 }
 
 // world is what was promised to be durable.
@@ -348,6 +350,9 @@ func receive(index uint64) step {
 func receiveDelta(index uint64) step {
 	return step{"receive a delta", func(n *living) error {
 		stream := answer(n.t, n.life.source(n.t, index), n.state.CopyRequest(false))
+		if n.free != nil { // a delta that is being put in place waits for room, as long as it takes
+			defer time.AfterFunc(time.Second, n.free).Stop()
+		}
 		st, err := n.state.ReceiveCopy(context.Background(), bytes.NewReader(stream))
 		if err == nil && st.Kind != copyDelta {
 			n.t.Errorf("received a copy of kind %s", st.Kind)
