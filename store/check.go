@@ -137,11 +137,7 @@ func lockForCheck(dir string) (*os.File, error) {
 	if !errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, &DirError{Path: dir, Cause: "cannot be locked", Remedy: "check it where the file system has file locks", Err: err}
 	}
-	holder := "another process"
-	if pid, err := io.ReadAll(io.LimitReader(f, 20)); err == nil && len(pid) > 0 {
-		holder = "process " + strings.TrimSpace(string(pid))
-	}
-	return nil, &DirError{Path: dir, Cause: "is in use by " + holder, Remedy: "stop the node first"}
+	return nil, &DirError{Path: dir, Cause: "is in use by " + lockHolder(f), Remedy: "stop the node first"}
 }
 
 // checker is one run of Check.

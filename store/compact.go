@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-db/holdfast/command"
 )
@@ -86,7 +85,7 @@ func (s *State) compactOnce() error {
 // canWait reports whether what failed can be done later: damage is repaired, and a
 // disk that is full need not stay so.
 func canWait(err error) bool {
-	return errors.Is(err, command.ErrDamaged) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+	return errors.Is(err, command.ErrDamaged) || diskFull(err)
 }
 
 // compact carries out one step towards a target, in one transaction.

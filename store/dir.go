@@ -176,16 +176,20 @@ func lockDir(path string) (*os.File, error) {
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, &DirError{Path: path, Cause: "cannot be locked", Remedy: "choose a file system with file locks", Err: err}
 		}
-		holder := "another process"
-		if pid, err := io.ReadAll(io.LimitReader(f, 20)); err == nil && len(pid) > 0 {
-			holder = "process " + strings.TrimSpace(string(pid))
-		}
-		return nil, &DirError{Path: path, Cause: "is in use by " + holder, Remedy: "stop it, or choose another --data-dir"}
+		return nil, &DirError{Path: path, Cause: "is in use by " + lockHolder(f), Remedy: "stop it, or choose another --data-dir"}
 	}
 	if err := f.Truncate(0); err == nil {
 		fmt.Fprintln(f, os.Getpid()) // only a help for people
 	}
 	return f, nil
+}
+
+// lockHolder names the process that an open lock file was written by.
+func lockHolder(f *os.File) string {
+	if pid, err := io.ReadAll(io.LimitReader(f, 20)); err == nil && len(pid) > 0 {
+		return "process " + strings.TrimSpace(string(pid))
+	}
+	return "another process"
 }
 
 // Identity returns the identity as it is on disk.

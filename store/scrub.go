@@ -86,19 +86,12 @@ func (s *State) scrub(pause func(bytes int) error) error {
 // scrubView runs fn on the file alone. Damage that fn returns has been noted; the
 // pass goes on after it.
 func (s *State) scrubView(fn func(t *fileTx, m *meta) error) error {
-	s.mu.RLock()
-	if s.closed {
-		s.mu.RUnlock()
-		return command.ErrStopping
-	}
-	t, err := s.gen.Load().file.begin()
-	m := &s.durable.Load().meta
-	s.mu.RUnlock()
+	v, err := s.fileView()
 	if err != nil {
 		return err
 	}
-	defer t.close()
-	if err := fn(t, m); !errors.Is(err, command.ErrDamaged) {
+	defer v.Close()
+	if err := fn(v.file, &v.gen.meta); !errors.Is(err, command.ErrDamaged) {
 		return err
 	}
 	return nil

@@ -633,6 +633,9 @@ func (s *State) flushOnce() error {
 
 var errUnflushed = errors.New("the last changes are not in the state file, for want of space; the next start applies them from the log")
 
+// diskFull reports whether there was no space, or none for this user.
+func diskFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
 // spaceRetry is how often a flush that found no space is tried again.
 const spaceRetry = time.Second
 
@@ -671,7 +674,7 @@ func (s *State) onceThereIsSpace(write func() error) error {
 				s.log.Info("there is space again: the state is written")
 			}
 			return nil
-		case !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT):
+		case !diskFull(err):
 			return err
 		case !told:
 			s.log.Error("the disk is full: the state waits for space", "error", err)
