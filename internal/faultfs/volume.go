@@ -9,7 +9,8 @@ import (
 
 // Fault says which operation is to fail, and how.
 type Fault struct {
-	// At is the number of the operation, from 1.
+	// At is the number of the operation, from 1; the first one from there on that
+	// can meet the fault does.
 	At int
 	// Forever: so do all operations that follow.
 	Forever bool
@@ -54,7 +55,7 @@ func (v *volume) do(o *operation) (*node, syscall.Errno) {
 	defer v.mu.Unlock()
 	v.journal = append(v.journal, o)
 	v.trace = append(v.trace, v.live.describe(o))
-	if f := v.fault; f.meets(len(v.journal), o.kind) {
+	if f := v.fault; f.meets(len(v.journal), o.kind) && (f.Forever || v.met == 0) {
 		if v.met == 0 {
 			v.met = len(v.journal)
 		}
@@ -78,13 +79,7 @@ func (v *volume) do(o *operation) (*node, syscall.Errno) {
 }
 
 func (f *Fault) meets(n int, k Kind) bool {
-	switch {
-	case f.At == 0, n < f.At, n > f.At && !f.Forever:
-		return false
-	case f.Err == syscall.ENOSPC:
-		return k.allocates()
-	}
-	return true
+	return f.At > 0 && n >= f.At && (f.Err != syscall.ENOSPC || k.allocates())
 }
 
 // hang waits for Release before it carries out an operation. The journal has it
