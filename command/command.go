@@ -3,9 +3,9 @@ package command
 // Level is the highest command level this build knows. It goes up by one
 // whenever a kind of command, or a field that changes what a command does, is
 // added; a leader then proposes nothing above the lowest level of all members.
-// There is one level so far, so nothing is held back yet; a node below the
-// cluster's level is refused.
-const Level = 1
+// No level below this one was ever released, so nothing is held back yet; a node
+// below the cluster's level is refused.
+const Level = 2
 
 // Limits that are part of the contract with every node. They are judged before
 // a command is proposed, never inside the state machine.
@@ -34,6 +34,14 @@ const (
 	KindDeleteTree   Kind = 7
 	KindPutMany      Kind = 8
 	KindCompact      Kind = 9
+	// KindSessionCreate and those below came with level 2.
+	KindSessionCreate  Kind = 10
+	KindSessionDestroy Kind = 11
+	KindTxn            Kind = 12
+	KindOnce           Kind = 13
+	KindSetting        Kind = 14
+	KindStage          Kind = 15
+	KindRestore        Kind = 16
 )
 
 // Command is one write: what a client asked for, complete, so that every node
@@ -109,6 +117,34 @@ type PutMany struct{ KVs []KV }
 // counts as the newest.
 type Compact struct{ Revision uint64 }
 
+// SettingPut sets one of the cluster's own settings, such as that of autopilot.
+// With CAS it does so only if the setting's revision equals Index.
+type SettingPut struct {
+	Name  string
+	Value []byte // JSON
+	CAS   bool
+	Index uint64
+}
+
+// Stage puts a piece of an archive aside, to be restored by Restore: the pieces of
+// an ID are numbered from 0. An empty Data drops all that was staged under the ID.
+type Stage struct {
+	ID    string
+	Piece uint64
+	Data  []byte
+}
+
+// Restore replaces all keys and sessions by those of the archive that was staged
+// under the ID: Pieces pieces, whose bytes together have the checksum. On every
+// node the revision goes on above both the present one and the archive's; history
+// and lineage begin anew there. If the pieces are not all there, or do not match,
+// nothing changes and the result is ErrArchive.
+type Restore struct {
+	ID     string
+	Pieces uint64
+	SHA256 [32]byte
+}
+
 // Kind implements Command.
 func (*Term) Kind() Kind         { return KindTerm }
 func (*Init) Kind() Kind         { return KindInit }
@@ -119,6 +155,9 @@ func (*Delete) Kind() Kind       { return KindDelete }
 func (*DeleteTree) Kind() Kind   { return KindDeleteTree }
 func (*PutMany) Kind() Kind      { return KindPutMany }
 func (*Compact) Kind() Kind      { return KindCompact }
+func (*SettingPut) Kind() Kind   { return KindSetting }
+func (*Stage) Kind() Kind        { return KindStage }
+func (*Restore) Kind() Kind      { return KindRestore }
 
 // Result is what one command came to.
 type Result struct {
@@ -129,7 +168,14 @@ type Result struct {
 	Revision uint64
 	// Err is a refusal by the state machine itself, e.g. ErrInvalidSession.
 	Err error
+	// Txn is what a transaction came to; nil for other commands.
+	Txn *TxnResult
 }
+
+// ID names a write: the run of the process that received it from a client, drawn
+// at random, and a number which that run gives out once. The zero ID names none.
+// Whoever applies an entry learns by it which of its own writes have happened.
+type ID struct{ Run, Seq uint64 }
 
 // Validate refuses a command that no state can hold. It is asked before a
 // command is proposed: the state machine must be able to carry out whatever is
@@ -141,22 +187,62 @@ func Validate(c Command) error {
 	case *Delete:
 		return validKey(c.Key)
 	case *DeleteTree:
-		if len(c.Prefix) > MaxKey {
-			return ErrInvalidCommand.With("prefix of %d bytes", len(c.Prefix))
-		}
+		return validPrefix(c.Prefix)
 	case *PutMany:
 		for _, kv := range c.KVs {
 			if err := validKey(kv.Key); err != nil {
 				return err
 			}
 		}
+	case *Txn:
+		for i := range c.Ops {
+			check := validKey
+			if v := c.Ops[i].Verb; v == VerbGetTree || v == VerbDeleteTree {
+				check = validPrefix
+			}
+			if err := check(c.Ops[i].Key); err != nil {
+				return err
+			}
+		}
+	case *SessionCreate:
+		return validName("session id", c.Session.ID)
+	case *Once:
+		if c.Command == nil {
+			return ErrInvalidCommand.With("nothing to be done once")
+		}
+		if err := validName("idempotency key", c.Key); err != nil {
+			return err
+		}
+		return Validate(c.Command)
+	case *SettingPut:
+		return validName("setting", c.Name)
+	case *Stage:
+		return validName("archive id", c.ID)
+	case *Restore:
+		return validName("archive id", c.ID)
 	}
 	return nil
 }
 
+// validKey refuses also what begins with a zero byte: the store keeps the system's
+// own records there.
 func validKey(key string) error {
-	if key == "" || len(key) > MaxKey {
+	if key == "" || len(key) > MaxKey || key[0] == 0 {
 		return ErrInvalidCommand.With("key of %d bytes", len(key))
+	}
+	return nil
+}
+
+func validPrefix(prefix string) error {
+	if prefix == "" {
+		return nil
+	}
+	return validKey(prefix)
+}
+
+func validName(what, name string) error {
+	if name == "" || len(name) > MaxOnceKey {
+		return ErrInvalidCommand.With("%s of %d bytes", what, len(name))
 	}
 	return nil
 }

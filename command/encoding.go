@@ -15,11 +15,15 @@ import (
 //
 //	kind (1 byte) | length of body (uvarint) | body
 //
+// or, when it has an ID, the same with kind | 0x80 and the ID's run (8) and number
+// (uvarint) behind the kind.
+//
 // Integers are big endian or uvarint; strings and byte slices are a uvarint
 // length and the bytes. Bodies of rare commands are JSON.
 const (
 	entryVersion = 1
 	entryHeader  = 1 + 8 + 8
+	kindHasID    = 0x80
 )
 
 // Stamp is a moment of cluster time in nanoseconds. Cluster time starts at 0
@@ -35,6 +39,8 @@ type Entry struct {
 	// Wall is the proposer's wall clock, for display only.
 	Wall     time.Time
 	Commands []Command
+	// IDs are those of the commands.
+	IDs []ID
 }
 
 // NewEntry returns the header of an entry, to which Append adds commands.
@@ -59,6 +65,16 @@ func Append(entry []byte, c Command) []byte {
 	return append(entry, body...)
 }
 
+// AppendWithID is Append for a command that has an ID.
+func AppendWithID(entry []byte, id ID, c Command) []byte {
+	entry = append(entry, byte(c.Kind())|kindHasID)
+	entry = binary.BigEndian.AppendUint64(entry, id.Run)
+	entry = binary.AppendUvarint(entry, id.Seq)
+	body := c.append(nil)
+	entry = binary.AppendUvarint(entry, uint64(len(body)))
+	return append(entry, body...)
+}
+
 // AppendEncoded adds a command that is encoded already.
 func AppendEncoded(entry, encoded []byte) []byte { return append(entry, encoded...) }
 
@@ -77,20 +93,57 @@ func DecodeEntry(b []byte) (Entry, error) {
 	}
 	b = b[entryHeader:]
 	for len(b) > 0 {
-		c, rest, err := Decode(b)
+		id, c, rest, err := DecodeWithID(b)
 		if err != nil {
 			return Entry{}, fmt.Errorf("command %d: %w", len(e.Commands), err)
 		}
-		e.Commands = append(e.Commands, c)
+		e.Commands, e.IDs = append(e.Commands, c), append(e.IDs, id)
 		b = rest
 	}
 	return e, nil
 }
 
-// Decode reads the first command of b and returns what follows it.
+// DecodeWithID reads the first command of b and returns what follows it. The ID is
+// zero when the command has none.
+func DecodeWithID(b []byte) (id ID, c Command, rest []byte, err error) {
+	if len(b) > 0 && b[0]&kindHasID != 0 {
+		if len(b) < 1+8 {
+			return ID{}, nil, nil, fmt.Errorf("cut off in an id")
+		}
+		r := reader{b: b[1+8:]}
+		id = ID{Run: binary.BigEndian.Uint64(b[1:]), Seq: r.uint()}
+		if r.err != nil {
+			return ID{}, nil, nil, r.err
+		}
+		c, rest, err = decode(Kind(b[0]&^kindHasID), r.b)
+		return id, c, rest, err
+	}
+	c, rest, err = Decode(b)
+	return ID{}, c, rest, err
+}
+
+// KindOf is the kind of an encoded command, with or without an ID; 0 when there is
+// none.
+func KindOf(encoded []byte) Kind {
+	if len(encoded) == 0 {
+		return 0
+	}
+	return Kind(encoded[0] &^ kindHasID)
+}
+
+// Decode reads the first command of b, which has no ID, and returns what follows it.
 func Decode(b []byte) (c Command, rest []byte, err error) {
 	r := reader{b: b}
 	kind := Kind(r.byte())
+	if r.err != nil {
+		return nil, nil, r.err
+	}
+	return decode(kind, r.b)
+}
+
+// decode reads a command of a kind from what follows kind and ID.
+func decode(kind Kind, b []byte) (c Command, rest []byte, err error) {
+	r := reader{b: b}
 	body := reader{b: r.bytes()}
 	if r.err != nil {
 		return nil, nil, r.err
@@ -139,6 +192,32 @@ func Decode(b []byte) (c Command, rest []byte, err error) {
 		c = v
 	case KindCompact:
 		c = &Compact{Revision: body.uint()}
+	case KindSessionCreate:
+		v := &SessionCreate{}
+		body.json(&v.Session)
+		c = v
+	case KindSessionDestroy:
+		c = &SessionDestroy{ID: body.rest()}
+	case KindTxn:
+		if c, err = decodeTxn(&body); err != nil {
+			return nil, nil, err
+		}
+	case KindOnce:
+		if c, err = decodeOnce(&body); err != nil {
+			return nil, nil, err
+		}
+	case KindSetting:
+		c = &SettingPut{CAS: body.byte() == 1, Index: body.uint(), Name: body.string(), Value: body.bytes()}
+	case KindStage:
+		c = &Stage{Piece: body.uint(), ID: body.string(), Data: body.bytes()}
+	case KindRestore:
+		v := &Restore{Pieces: body.uint(), ID: body.string()}
+		if sum := body.bytes(); len(sum) == len(v.SHA256) {
+			copy(v.SHA256[:], sum)
+		} else {
+			body.fail("a checksum")
+		}
+		c = v
 	default:
 		return nil, nil, fmt.Errorf("command kind %d is not known to this build", kind)
 	}
@@ -170,11 +249,7 @@ func (c *Put) append(b []byte) []byte {
 }
 
 func (c *Delete) append(b []byte) []byte {
-	cas := byte(0)
-	if c.CAS {
-		cas = 1
-	}
-	b = append(b, cas)
+	b = appendBool(b, c.CAS)
 	b = binary.AppendUvarint(b, c.Index)
 	return append(b, c.Key...)
 }
@@ -193,31 +268,77 @@ func (c *PutMany) append(b []byte) []byte {
 
 func (c *Compact) append(b []byte) []byte { return binary.AppendUvarint(b, c.Revision) }
 
+func (c *SettingPut) append(b []byte) []byte {
+	b = appendBool(b, c.CAS)
+	b = binary.AppendUvarint(b, c.Index)
+	b = appendBytes(b, c.Name)
+	return appendBytes(b, c.Value)
+}
+
+func (c *Stage) append(b []byte) []byte {
+	b = binary.AppendUvarint(b, c.Piece)
+	b = appendBytes(b, c.ID)
+	return appendBytes(b, c.Data)
+}
+
+func (c *Restore) append(b []byte) []byte {
+	b = binary.AppendUvarint(b, c.Pieces)
+	b = appendBytes(b, c.ID)
+	return appendBytes(b, c.SHA256[:])
+}
+
+// What the first byte of an encoded result says.
+const (
+	resultOK  = 1 << 0
+	resultTxn = 1 << 1
+	resultErr = 1 << 2
+)
+
 // AppendResult encodes a result for the node that forwarded the command.
 func AppendResult(b []byte, r Result) []byte {
-	ok := byte(0)
+	has := byte(0)
 	if r.OK {
-		ok = 1
+		has |= resultOK
 	}
-	b = append(b, ok)
+	if r.Txn != nil {
+		has |= resultTxn
+	}
+	if r.Err != nil {
+		has |= resultErr
+	}
+	b = append(b, has)
 	b = binary.AppendUvarint(b, r.Revision)
+	if r.Txn != nil {
+		b = r.Txn.append(b)
+	}
 	if r.Err != nil {
 		b = append(b, EncodeError(r.Err)...)
 	}
 	return b
 }
 
-// DecodeResult is the inverse of AppendResult.
+// DecodeResult is the inverse of AppendResult. Values share memory with b.
 func DecodeResult(b []byte) (Result, error) {
 	r := reader{b: b}
-	res := Result{OK: r.byte() == 1, Revision: r.uint()}
+	has := r.byte()
+	res := Result{OK: has&resultOK != 0, Revision: r.uint()}
+	if has&resultTxn != 0 {
+		res.Txn = r.txnResult()
+	}
 	if r.err != nil {
 		return Result{}, fmt.Errorf("decode result: %w", r.err)
 	}
-	if len(r.b) > 0 {
+	if has&resultErr != 0 {
 		res.Err = DecodeError(r.b)
 	}
 	return res, nil
+}
+
+func appendBool(b []byte, v bool) []byte {
+	if v {
+		return append(b, 1)
+	}
+	return append(b, 0)
 }
 
 func appendBytes[T string | []byte](b []byte, v T) []byte {

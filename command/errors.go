@@ -66,7 +66,17 @@ var (
 	// While deciding a write.
 
 	// ErrInvalidSession: the session named by acquire does not exist.
-	ErrInvalidSession = sentinel("invalid_session", "invalid session", "no session exists: write without acquire")
+	ErrInvalidSession = sentinel("invalid_session", "invalid session", "create a session first: it may have expired or been destroyed")
+	// ErrSessionNotFound: there is no such session.
+	ErrSessionNotFound = sentinel("session_not_found", "session not found", "it has expired or was destroyed: create a new one")
+	// ErrKeyReused: the idempotency key was used for another request.
+	ErrKeyReused = sentinel("idempotency_key_reused", "idempotency key was used for another request", "use a new key for each request")
+	// ErrOnceFull: too many results of writes with idempotency keys are kept.
+	ErrOnceFull = sentinel("idempotency_full", "too many writes with idempotency keys are remembered",
+		"wait until some have passed their retention, or raise --idempotency-bytes on every node")
+	// ErrArchive: an archive is not one of Holdfast's, or is damaged or not complete.
+	// Nothing was changed.
+	ErrArchive = sentinel("invalid_archive", "archive cannot be restored", "use an archive that Holdfast has written, whole and unchanged")
 	// ErrInvalidCommand: the entry asks for something no version of the state
 	// machine knows. It is a programming error, never caused by a client.
 	ErrInvalidCommand = sentinel("invalid_command", "invalid command", "report this")

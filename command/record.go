@@ -104,6 +104,17 @@ type View interface {
 	Members() ([]Member, error)
 	// MembersRevision is the last revision at which a member changed.
 	MembersRevision() uint64
+	// Session returns a session, or ErrSessionNotFound.
+	Session(id string) (Session, error)
+	// Sessions calls fn for each session, in the order of their IDs, until fn
+	// returns false.
+	Sessions(fn func(Session) bool) error
+	// SessionsRevision is the last revision at which a session was created or
+	// ended.
+	SessionsRevision() uint64
+	// Setting returns one of the cluster's settings and its revision, 0 when it was
+	// never set.
+	Setting(name string) (value []byte, revision uint64, err error)
 	Close()
 }
 

@@ -122,7 +122,7 @@ func paramNamed(name string) param {
 }
 
 // params is a set of parameters.
-type params uint32
+type params uint64
 
 func set(ps ...param) params {
 	var s params

@@ -29,8 +29,9 @@ type Batch struct {
 	members  []member
 	own      int       // where this batch begins in top.history
 	revision []*change // changes of the revision being made
-	kv       bool      // among them is one of a key
+	kv       bool      // among them is one of a user's key
 	other    bool      // among them is one of a member or the cluster
+	sessions bool      // among them is one of a session
 	rolled   hash.Hash
 	pool     []change
 	done     bool
@@ -136,7 +137,7 @@ func (b *Batch) Scan(prefix string, fn func(command.Record) bool) error {
 	if b.err != nil {
 		return b.err
 	}
-	return b.fail(b.scanRecords(prefix, "", fn))
+	return b.fail(b.scanRecords(prefix, behindSystem(prefix, ""), fn))
 }
 
 // ScanKeys is Scan without reading values.
@@ -144,7 +145,7 @@ func (b *Batch) ScanKeys(prefix string, fn func(key string) bool) error {
 	if b.err != nil {
 		return b.err
 	}
-	return b.fail(b.scan(prefix, "", false, func(key string, _ located) (bool, error) {
+	return b.fail(b.scan(prefix, behindSystem(prefix, ""), false, func(key string, _ located) (bool, error) {
 		return fn(strings.Clone(key)), nil
 	}))
 }
@@ -162,15 +163,13 @@ func (b *Batch) Put(rec command.Record) {
 		return
 	}
 	if !ok || l.deleted {
-		b.meta.Keys++
-		b.meta.DataBytes += uint64(len(rec.Key))
+		b.count(rec.Key, 1, len(rec.Key)+len(rec.Value))
 	} else if size, err := b.valueSize(rec.Key, l); err != nil {
 		_ = b.fail(err)
 		return
 	} else {
-		b.meta.DataBytes -= uint64(size)
+		b.count(rec.Key, 0, len(rec.Value)-size)
 	}
-	b.meta.DataBytes += uint64(len(rec.Value))
 	rec.ModifyRevision = b.NextRevision()
 	b.change(change{prev: l.at, table: tableKV, rec: rec})
 }
@@ -193,10 +192,33 @@ func (b *Batch) Delete(key string) {
 		_ = b.fail(err)
 		return
 	}
-	b.meta.Keys--
-	b.meta.DataBytes -= uint64(len(key) + size)
-	b.meta.LastDelete = b.NextRevision()
+	b.count(key, -1, -len(key)-size)
+	if !isSystem(key) {
+		b.meta.LastDelete = b.NextRevision()
+	}
 	b.change(change{prev: l.at, table: tableKV, deleted: true, rec: command.Record{Key: key, ModifyRevision: b.NextRevision()}})
+}
+
+// count notes that there are so many more keys and bytes of data.
+func (b *Batch) count(key string, keys, bytes int) {
+	m := &b.meta
+	m.Keys += uint64(keys)
+	m.DataBytes += uint64(bytes)
+	if isSystem(key) {
+		m.SystemKeys += uint64(keys)
+		m.SystemBytes += uint64(bytes)
+	}
+	if strings.HasPrefix(key, SpaceOnce) {
+		m.OnceBytes += uint64(bytes)
+	}
+}
+
+// OnceBytes is the size of all records under SpaceOnce.
+func (b *Batch) OnceBytes() uint64 { return b.meta.OnceBytes }
+
+// Stamp is the cluster time of the entry, and Wall its wall time.
+func (b *Batch) Stamp() (command.Stamp, time.Time) {
+	return b.meta.Stamp, time.Unix(0, b.meta.Wall)
 }
 
 // longestKey is what bbolt takes; command.MaxKey is far below it.
@@ -289,7 +311,8 @@ func (b *Batch) change(c change) *change {
 	b.top.add(p)
 	b.revision = append(b.revision, p)
 	if c.table == tableKV {
-		b.kv = true
+		b.kv = b.kv || !isSystem(c.rec.Key)
+		b.sessions = b.sessions || strings.HasPrefix(c.rec.Key, SpaceSessions)
 		b.seen, b.seenAt, b.seenFound, b.seenValid, b.seenSize = c.rec.Key, inMemory(p), true, true, -1
 	} else {
 		b.other = true
@@ -320,11 +343,14 @@ func (b *Batch) Step() uint64 {
 	if b.other {
 		m.MembersRevision = m.Revision
 	}
+	if b.sessions {
+		m.SessionsRevision = m.Revision
+	}
 	m.Lineage = extendLineage(b.rolled, m.Lineage, m.Revision, b.revision)
 	for _, c := range b.revision {
 		c.seal(command.Lineage(m.Lineage))
 	}
-	b.revision, b.kv, b.other = b.revision[:0], false, false
+	b.revision, b.kv, b.other, b.sessions = b.revision[:0], false, false, false
 	return m.Revision
 }
 

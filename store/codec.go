@@ -282,7 +282,9 @@ type meta struct {
 	Revision        uint64 `json:"revision"`
 	KVRevision      uint64 `json:"kv_revision"`
 	MembersRevision uint64 `json:"members_revision"`
-	// LastDelete is the last revision at which a key was deleted.
+	// SessionsRevision is the last revision at which a session began or ended.
+	SessionsRevision uint64 `json:"sessions_revision"`
+	// LastDelete is the last revision at which a user's key was deleted.
 	LastDelete uint64 `json:"last_delete"`
 	// Oldest is the compaction point: the oldest revision whose state can still
 	// be read. Buried bounds the revisions of the deletes it has made forget.
@@ -299,6 +301,11 @@ type meta struct {
 	Keys uint64 `json:"keys"`
 	// DataBytes is the size of all keys and their values.
 	DataBytes uint64 `json:"data_bytes"`
+	// SystemKeys and SystemBytes are those among them that are not of users, and
+	// OnceBytes what SpaceOnce takes of these.
+	SystemKeys  uint64 `json:"system_keys"`
+	SystemBytes uint64 `json:"system_bytes"`
+	OnceBytes   uint64 `json:"once_bytes"`
 	// Changes and ChangeBytes count all changes ever made, and their encodings.
 	Changes     uint64 `json:"changes"`
 	ChangeBytes uint64 `json:"change_bytes"`

@@ -49,7 +49,7 @@ func (v *View) ScanAt(prefix, after string, rev uint64, fn func(command.Record) 
 		return err
 	}
 	var values arena
-	return v.scan(prefix, after, true, func(key string, l located) (bool, error) {
+	return v.scan(prefix, behindSystem(prefix, after), true, func(key string, l located) (bool, error) {
 		key = strings.Clone(key)
 		l, ok, err := v.asOf(key, l, rev)
 		if err != nil || !ok || l.deleted {
@@ -72,7 +72,7 @@ func (v *View) KVRevisionAt(rev uint64) (uint64, error) {
 	}
 	var last uint64
 	err := v.walkBack(position{rev + 1, 0}, func(c *change) bool {
-		if c.table == tableKV {
+		if c.user() {
 			last = c.at.rev
 		}
 		return last == 0
@@ -124,7 +124,7 @@ func (v *View) Changes(prefix string, from, to uint64, fn func(command.Change) b
 		if at.k == 0 {
 			wall = c.header().wall
 		}
-		if c.table != tableKV || !strings.HasPrefix(c.rec.Key, prefix) {
+		if !c.user() || !strings.HasPrefix(c.rec.Key, prefix) {
 			return true, nil
 		}
 		return fn(c.public(wall)), nil
@@ -279,8 +279,11 @@ func (s *State) LineageAt(rev uint64) (command.Lineage, error) {
 // OldestRevision is the compaction point: the oldest revision that can be read.
 func (s *State) OldestRevision() uint64 { return s.gen.Load().meta.Oldest }
 
-// DataBytes is the size of all keys and their values.
-func (s *State) DataBytes() uint64 { return s.gen.Load().meta.DataBytes }
+// DataBytes is the size of all keys of users and their values.
+func (s *State) DataBytes() uint64 {
+	m := &s.gen.Load().meta
+	return m.DataBytes - m.SystemBytes
+}
 
 // HistoryStart is where the compaction point would be if no more history were
 // kept than a retention asks for, judged by the cluster time of the last entry.

@@ -724,7 +724,7 @@ type StateStats struct {
 func (s *State) Stats() StateStats {
 	g := s.gen.Load()
 	st := StateStats{
-		Keys: g.meta.Keys, HistoryRecords: g.file.local().Records, Revision: g.meta.Revision, OldestRevision: g.meta.Oldest,
+		Keys: g.meta.Keys - g.meta.SystemKeys, HistoryRecords: g.file.local().Records, Revision: g.meta.Revision, OldestRevision: g.meta.Oldest,
 		BufferBytes: g.active.bytes, BufferRecords: len(g.active.history),
 		Flushes: s.flushed.count.Load(), FlushedRecords: s.flushed.records.Load(), FlushTime: time.Duration(s.flushed.nanos.Load()),
 		DurableIndex: s.durable.Load().meta.RaftIndex,

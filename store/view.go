@@ -71,12 +71,12 @@ func (v *View) Get(key string) (command.Record, error) {
 // Scan calls fn for each record whose key starts with prefix and is greater
 // than after, in ascending byte order, until fn returns false.
 func (v *View) Scan(prefix, after string, fn func(command.Record) bool) error {
-	return v.scanRecords(prefix, after, fn)
+	return v.scanRecords(prefix, behindSystem(prefix, after), fn)
 }
 
 // ScanKeys is Scan without reading values.
 func (v *View) ScanKeys(prefix, after string, fn func(key string, modifyRevision uint64) bool) error {
-	return v.scan(prefix, after, false, func(key string, l located) (bool, error) {
+	return v.scan(prefix, behindSystem(prefix, after), false, func(key string, l located) (bool, error) {
 		return fn(strings.Clone(key), l.at.rev), nil
 	})
 }

@@ -1,0 +1,205 @@
+package command
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// Verb is what one operation of a transaction does. The numbers are part of the
+// log format.
+type Verb uint8
+
+// The verbs.
+const (
+	VerbSet Verb = 1 + iota
+	VerbCAS
+	VerbLock
+	VerbUnlock
+	VerbGet
+	VerbGetOrEmpty
+	VerbGetTree
+	VerbCheckIndex
+	VerbCheckSession
+	VerbCheckNotExists
+	VerbDelete
+	VerbDeleteCAS
+	VerbDeleteTree
+	verbEnd
+)
+
+var verbNames = [verbEnd]string{
+	VerbSet: "set", VerbCAS: "cas", VerbLock: "lock", VerbUnlock: "unlock",
+	VerbGet: "get", VerbGetOrEmpty: "get-or-empty", VerbGetTree: "get-tree",
+	VerbCheckIndex: "check-index", VerbCheckSession: "check-session", VerbCheckNotExists: "check-not-exists",
+	VerbDelete: "delete", VerbDeleteCAS: "delete-cas", VerbDeleteTree: "delete-tree",
+}
+
+// String is the verb as the HTTP API spells it.
+func (v Verb) String() string {
+	if v == 0 || v >= verbEnd {
+		return fmt.Sprintf("verb %d", uint8(v))
+	}
+	return verbNames[v]
+}
+
+// VerbNamed is the inverse of String; ok is false for a name that is none.
+func VerbNamed(name string) (v Verb, ok bool) {
+	for v := Verb(1); v < verbEnd; v++ {
+		if verbNames[v] == name {
+			return v, true
+		}
+	}
+	return 0, false
+}
+
+// Writes reports whether the verb may change something, so that it has to go
+// through the log.
+func (v Verb) Writes() bool {
+	switch v {
+	case VerbSet, VerbCAS, VerbLock, VerbUnlock, VerbDelete, VerbDeleteCAS, VerbDeleteTree:
+		return true
+	}
+	return false
+}
+
+// TxnOp is one operation of a transaction. Which fields count, the verb says.
+type TxnOp struct {
+	Verb    Verb
+	Key     string // a prefix of VerbGetTree and VerbDeleteTree
+	Value   []byte
+	Flags   uint64
+	Index   uint64
+	Session string
+}
+
+// Txn carries out operations in order, each seeing those before, in one step:
+// all of them or, when one fails, none.
+type Txn struct{ Ops []TxnOp }
+
+// Kind implements Command.
+func (*Txn) Kind() Kind { return KindTxn }
+
+// TxnResult is what a transaction came to.
+type TxnResult struct {
+	// Records are what the operations gave, in order; empty when one failed. Only
+	// what the get verbs give has a Value.
+	Records []Record
+	// Errors has all operations that failed.
+	Errors []TxnError
+}
+
+// TxnError is why one operation of a transaction failed.
+type TxnError struct {
+	Op   int // from 0
+	What string
+}
+
+// Check says why an operation fails on the record its key leads to; empty when
+// it does not. exists is false when there is none. What the rest of the state
+// decides, the existence of a session and a lock-delay, is not judged here.
+func (op *TxnOp) Check(rec *Record, exists bool) string {
+	missing := func() string { return fmt.Sprintf("key %q doesn't exist", op.Key) }
+	switch op.Verb {
+	case VerbCAS:
+		if exists && (op.Index == 0 || rec.ModifyRevision != op.Index) || !exists && op.Index != 0 {
+			return fmt.Sprintf("failed to set key %q, index is stale", op.Key)
+		}
+	case VerbLock:
+		if exists && rec.Session != "" && rec.Session != op.Session {
+			return fmt.Sprintf("failed to lock key %q, lock is already held", op.Key)
+		}
+	case VerbUnlock:
+		if !exists || rec.Session == "" || rec.Session != op.Session {
+			return fmt.Sprintf("failed to unlock key %q, lock isn't held, or is held by another session", op.Key)
+		}
+	case VerbGet:
+		if !exists {
+			return missing()
+		}
+	case VerbCheckIndex:
+		if !exists {
+			return missing()
+		}
+		if rec.ModifyRevision != op.Index {
+			return fmt.Sprintf("failed index check for key %q, current modify index %d != %d", op.Key, rec.ModifyRevision, op.Index)
+		}
+	case VerbCheckSession:
+		if !exists {
+			return missing()
+		}
+		if rec.Session != op.Session {
+			return fmt.Sprintf("failed session check for key %q, current session %q != %q", op.Key, rec.Session, op.Session)
+		}
+	case VerbCheckNotExists:
+		if exists {
+			return fmt.Sprintf("key %q exists", op.Key)
+		}
+	case VerbDeleteCAS:
+		if exists && (op.Index == 0 || rec.ModifyRevision != op.Index) {
+			return fmt.Sprintf("failed to delete key %q, index is stale", op.Key)
+		}
+	}
+	return ""
+}
+
+func (c *Txn) append(b []byte) []byte {
+	b = binary.AppendUvarint(b, uint64(len(c.Ops)))
+	for i := range c.Ops {
+		op := &c.Ops[i]
+		b = append(b, byte(op.Verb))
+		b = binary.AppendUvarint(b, op.Flags)
+		b = binary.AppendUvarint(b, op.Index)
+		b = appendBytes(b, op.Session)
+		b = appendBytes(b, op.Key)
+		b = appendBytes(b, op.Value)
+	}
+	return b
+}
+
+func decodeTxn(body *reader) (*Txn, error) {
+	n := body.uint()
+	if n > uint64(len(body.b)) {
+		return nil, fmt.Errorf("transaction claims %d operations in %d bytes", n, len(body.b))
+	}
+	c := &Txn{Ops: make([]TxnOp, 0, n)}
+	for range n {
+		op := TxnOp{Verb: Verb(body.byte()), Flags: body.uint(), Index: body.uint(), Session: body.string(), Key: body.string(), Value: body.bytes()}
+		if body.err == nil && (op.Verb == 0 || op.Verb >= verbEnd) {
+			return nil, fmt.Errorf("transaction verb %d is not known to this build", op.Verb)
+		}
+		c.Ops = append(c.Ops, op)
+	}
+	return c, nil
+}
+
+// The result of a transaction as it travels behind the other fields of Result.
+func (t *TxnResult) append(b []byte) []byte {
+	b = binary.AppendUvarint(b, uint64(len(t.Records)))
+	for i := range t.Records {
+		r := &t.Records[i]
+		b = appendBytes(b, r.Key)
+		for _, n := range [...]uint64{r.Flags, r.LockIndex, r.CreateRevision, r.ModifyRevision} {
+			b = binary.AppendUvarint(b, n)
+		}
+		b = appendBytes(b, r.Session)
+		b = appendBytes(b, r.Value)
+	}
+	b = binary.AppendUvarint(b, uint64(len(t.Errors)))
+	for _, e := range t.Errors {
+		b = binary.AppendUvarint(b, uint64(e.Op))
+		b = appendBytes(b, e.What)
+	}
+	return b
+}
+
+func (r *reader) txnResult() *TxnResult {
+	t := &TxnResult{}
+	for n := r.uint(); n > 0 && r.err == nil; n-- {
+		rec := Record{Key: r.string(), Flags: r.uint(), LockIndex: r.uint(), CreateRevision: r.uint(), ModifyRevision: r.uint(), Session: r.string(), Value: r.bytes()}
+		t.Records = append(t.Records, rec)
+	}
+	for n := r.uint(); n > 0 && r.err == nil; n-- {
+		t.Errors = append(t.Errors, TxnError{Op: int(r.uint()), What: r.string()})
+	}
+	return t
+}
