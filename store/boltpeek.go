@@ -44,7 +44,9 @@ const (
 	boltBucket     = 16 // header of a bucket in its parent's leaf
 	boltBranchFlag = 0x01
 	boltLeafFlag   = 0x02
+	boltMetaFlag   = 0x04
 	boltFreeFlag   = 0x10
+	boltBucketFlag = 0x01 // of an element: its value is a bucket
 	boltNoFreelist = 1<<64 - 1
 	boltMaxDepth   = 32
 	boltMaxRead    = 64 << 20 // largest page, with its overflow, worth reading here
@@ -227,7 +229,7 @@ func boltElementAt(page []byte, leaf bool, i int) (e boltItem, err error) {
 	head := page[boltPageHeader+i*boltElement:]
 	var pos, ksize, vsize int
 	if leaf {
-		e.bucket = boltOrder.Uint32(head)&1 != 0
+		e.bucket = boltOrder.Uint32(head)&boltBucketFlag != 0
 		pos, ksize, vsize = int(boltOrder.Uint32(head[4:])), int(boltOrder.Uint32(head[8:])), int(boltOrder.Uint32(head[12:]))
 	} else {
 		pos, ksize, e.child = int(boltOrder.Uint32(head)), int(boltOrder.Uint32(head[4:])), boltOrder.Uint64(head[8:])

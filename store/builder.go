@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -13,20 +14,22 @@ import (
 
 // A builder makes a state file from the pages of another one: its history up to
 // a revision, the anchor; then what its keys lead to, in the order of the keys;
-// then the history made meanwhile. So all but the last part is only ever appended
-// to the file. A pointer may lead beyond the anchor, since it is read later than
-// the history before it; the history that follows sets it right.
+// then the history made meanwhile. So all but the last part comes in the order of
+// its table, and a bulkFile takes it; for the rest the file is opened as usual. A
+// pointer may lead beyond the anchor, since it is read later than the history
+// before it; the history that follows sets it right.
 //
 // Pages are verified when they are handed in, and written by a goroutine of the
-// builder's own, in transactions of bounded size. Nothing is synced before finish,
-// but what has been written is pushed to the disk steadily, so that finish does
-// not take long and other files' syncs do not wait behind it.
+// builder's own. Nothing is synced before finish, but what has been written is
+// pushed to the disk steadily, so that finish does not take long and other files'
+// syncs do not wait behind it.
 type builder struct {
-	stateFile
-	disk    *os.File
-	path    string
-	from    copyHeader // Revision is the anchor
-	dropped uint64     // the highest point any source had dropped records for
+	stateFile // open once the bulk is sealed
+	disk      *os.File
+	path      string
+	reserve   int64      // address space to map
+	from      copyHeader // Revision is the anchor
+	dropped   uint64     // the highest point any source had dropped records for
 
 	// What has been handed in. These belong to the caller.
 	stage   buildStage
@@ -42,6 +45,7 @@ type builder struct {
 	failed atomic.Pointer[error]
 
 	// These belong to the writer.
+	bulk     bulk
 	unit     int // of write-back
 	unpushed int
 	pushing  chan error // nil while no push is under way
@@ -56,8 +60,13 @@ const (
 	buildRounds // history after the anchor
 )
 
-// piece is what the writer puts into one transaction, and the pages are pages of
-// one kind.
+// bulk is what is written before the file is opened.
+type bulk struct {
+	file                 *bulkFile
+	history, keys, tombs *bulkTable
+}
+
+// piece is what the writer takes at once. Its pages are of one stage.
 type piece struct {
 	stage buildStage
 	pages [][]byte
@@ -65,8 +74,7 @@ type piece struct {
 }
 
 const (
-	// pieceBytes is how much goes into one transaction. It is small because the
-	// storage library gathers all that a transaction appends in one node.
+	// pieceBytes is how much the writer takes at once.
 	pieceBytes = 1 << 20
 	// pieceQueue pieces may wait for the writer.
 	pieceQueue = 4
@@ -78,28 +86,47 @@ const (
 
 // newBuilder creates the file at path. reserve is the address space to map.
 func newBuilder(path string, from *copyHeader, reserve int64) (*builder, error) {
-	var disk *os.File
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
-		FreelistType: bbolt.FreelistMapType, NoSync: true, NoGrowSync: true, NoFreelistSync: true, NoStatistics: true,
-		InitialMmapSize: int(reserve),
-		OpenFile: func(path string, flag int, mode os.FileMode) (f *os.File, err error) {
-			disk, err = os.OpenFile(path, flag, mode)
-			return disk, err
-		},
-	})
+	disk, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	b := &builder{
-		stateFile: stateFile{db: db}, disk: disk, path: path, from: *from, dropped: from.Compaction.Target,
+		disk: disk, path: path, reserve: reserve, from: *from, dropped: from.Compaction.Target,
 		unit:  writeBackUnit,
 		spare: make(chan []byte, (pieceQueue+2)*pieceBytes/copyPage),
 	}
-	if err := createTables(db); err != nil {
-		_ = db.Close()
-		return nil, err
-	}
+	b.bulk.file = newBulkFile(disk)
+	b.bulk.history = b.bulk.file.table(1)
+	b.bulk.keys, b.bulk.tombs = b.bulk.file.table(keysFill), b.bulk.file.table(keysFill)
 	return b, nil
+}
+
+// open makes of the bulk a file that can be read and written, with a meta that
+// says nothing yet.
+func (b *builder) open() error {
+	if b.db != nil {
+		return nil
+	}
+	head := b.bulk.file.table(1)
+	for _, r := range []struct {
+		name []byte
+		v    any
+	}{{recordLocal, local{Records: b.bulk.history.records}}, {recordMembers, []member(nil)}, {recordState, meta{Format: stateFormat}}} {
+		if err := head.put(r.name, sealJSON(r.v)); err != nil {
+			return err
+		}
+	}
+	if err := b.bulk.file.seal([]bulkBucket{
+		{bucketHistory, b.bulk.history}, {bucketKeys, b.bulk.keys}, {bucketMeta, head}, {bucketTombs, b.bulk.tombs},
+	}); err != nil {
+		return err
+	}
+	b.bulk = bulk{}
+	db, err := bbolt.Open(b.path, 0o600, &bbolt.Options{
+		FreelistType: bbolt.FreelistMapType, NoSync: true, NoGrowSync: true, NoStatistics: true, InitialMmapSize: int(b.reserve),
+	})
+	b.db = db
+	return err
 }
 
 // start makes the builder take pages, until drain.
@@ -237,32 +264,25 @@ func (b *builder) write(p piece) error {
 	var err error
 	switch p.stage {
 	case buildHistory:
-		err = b.update(func(tx *bbolt.Tx, local *local) error {
-			history := tx.Bucket(bucketHistory)
-			history.FillPercent = 1
-			var key [positionSize]byte
-			return p.each(func(page []byte) error {
-				return eachChange(page, func(at position, enc []byte) error {
-					local.Records++
-					key = at.bytes()
-					return history.Put(key[:], enc) // the page outlives the transaction
-				})
+		err = p.each(func(page []byte) error {
+			return eachChange(page, func(at position, enc []byte) error {
+				key := at.bytes()
+				return b.bulk.history.put(key[:], enc)
 			})
 		})
 	case buildKeys:
-		err = b.update(func(tx *bbolt.Tx, _ *local) error {
-			keys, tombs := tx.Bucket(bucketKeys), tx.Bucket(bucketTombs)
-			keys.FillPercent, tombs.FillPercent = keysFill, keysFill
-			return p.each(func(page []byte) error {
-				return eachPointer(page, func(key, pointer []byte, deleted bool) error {
-					if deleted {
-						return tombs.Put(key, pointer)
-					}
-					return keys.Put(key, pointer)
-				})
+		err = p.each(func(page []byte) error {
+			return eachPointer(page, func(key, pointer []byte, deleted bool) error {
+				if deleted {
+					return b.bulk.tombs.put(key, pointer)
+				}
+				return b.bulk.keys.put(key, pointer)
 			})
 		})
 	case buildRounds:
+		if err := b.open(); err != nil {
+			return err
+		}
 		var changes []*change
 		err = p.each(func(page []byte) error {
 			return eachChange(page, func(at position, enc []byte) error {
@@ -336,7 +356,7 @@ func (b *builder) sync() error {
 		return err
 	}
 	b.unpushed = 0
-	return b.db.Sync()
+	return b.disk.Sync()
 }
 
 // pushed waits until the push under way has begun.
@@ -391,6 +411,9 @@ func (b *builder) check(m *meta) error {
 	case last > 0 && b.lineage != command.Lineage(m.Lineage):
 		return command.ErrDamaged.With("lineage of revision %d", m.Revision)
 	}
+	if err := b.open(); err != nil {
+		return err
+	}
 	keys := uint64(0)
 	if err := b.db.View(func(tx *bbolt.Tx) error {
 		keys = uint64(tx.Bucket(bucketKeys).Stats().KeyN) - 1 // the table's mark
@@ -405,9 +428,8 @@ func (b *builder) check(m *meta) error {
 }
 
 // finish stores what is neither history nor keys, and makes the file durable.
-// The builder must have been drained.
+// The builder must have been drained and checked.
 func (b *builder) finish(put func(tx *bbolt.Tx) error) error {
-	b.db.NoFreelistSync = false // or opening the file would take reading all of it
 	if err := b.update(func(tx *bbolt.Tx, local *local) error {
 		c := &b.from.Compaction
 		local.Target, local.NextRev, local.NextK = c.Target, c.NextRev, c.NextK
@@ -421,10 +443,10 @@ func (b *builder) finish(put func(tx *bbolt.Tx) error) error {
 // close ends the use of the file, which stays.
 func (b *builder) close() error {
 	err := b.pushed()
-	if cerr := b.db.Close(); err == nil {
-		err = cerr
+	if b.db != nil {
+		err = errors.Join(err, b.db.Close())
 	}
-	return err
+	return errors.Join(err, b.disk.Close())
 }
 
 // A page of pointers holds for each key
