@@ -47,5 +47,9 @@ func (d *Dir) SetStateAside() (path string, err error) {
 	if err := os.Rename(filepath.Join(d.path, stateName), path); err != nil {
 		return "", err
 	}
+	// What was kept beside the state was of no use without it.
+	if err := os.Remove(filepath.Join(d.path, keptName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
 	return path, syncPath(d.path)
 }

@@ -89,6 +89,7 @@ func Check(dir string, report func(Problem)) (CheckStats, error) {
 	c.marker()
 	c.stable()
 	c.state()
+	c.keptDelta()
 	c.log()
 	c.together()
 	c.leftovers()
@@ -154,6 +155,7 @@ type checker struct {
 	term   uint64 // Raft's current term, 0 when not known
 	// stateOK and logOK say that what stats has of them can be relied on.
 	stateOK, logOK bool
+	kept           uint64 // the index that a kept delta leads to
 }
 
 func (c *checker) has(name string) bool { return slices.Contains(c.names, name) }
@@ -615,6 +617,19 @@ func (c *checker) boltLog() {
 	}
 }
 
+// keptDelta reads what is to get into the state file yet.
+func (c *checker) keptDelta() {
+	if !c.has(keptName) {
+		return
+	}
+	m, err := verifyKept(c.path(keptName))
+	if err != nil {
+		c.failed(Problem{File: keptName, Hint: hintState}, err)
+		return
+	}
+	c.kept = m.RaftIndex
+}
+
 // together compares the parts with each other, as far as they could be read.
 func (c *checker) together() {
 	s := &c.stats
@@ -630,7 +645,7 @@ func (c *checker) together() {
 		c.add(Problem{File: kind, At: fmt.Sprintf("log index %d", s.LogLast+1), Note: true,
 			What: fmt.Sprintf("the log ends at %d, the state stands for %d", s.LogLast, s.RaftIndex)})
 	}
-	if end := max(s.LogLast, s.RaftIndex); c.slotOK && c.slot.index > end {
+	if end := max(s.LogLast, s.RaftIndex, c.kept); c.slotOK && c.slot.index > end {
 		c.add(Problem{File: markerName, At: fmt.Sprintf("log index %d", end+1), Hint: hintRejoin,
 			What: fmt.Sprintf("the node has applied entries up to %d, but its log and state end at %d", c.slot.index, end)})
 	}
@@ -643,6 +658,8 @@ func (c *checker) leftovers() {
 		switch {
 		case name == incomingName:
 			what = "a copy from another node that was not finished; a start removes it"
+		case name == keptName:
+			what = "what came from another node and may not be in the state file; a start puts it there"
 		case name == rewriteName:
 			what = "a smaller state file that was not finished; a start removes it"
 		case name == identityTmpFile, name == stableFile+".tmp", name == boltLogFile+".tmp":

@@ -487,3 +487,44 @@ func TestWhatACrashLeavesIsNoted(t *testing.T) {
 		})
 	}
 }
+
+// A node that has shown what is in a kept delta has lost nothing; one whose kept
+// delta is damaged has.
+func TestAKeptDeltaCountsAsPartOfTheState(t *testing.T) {
+	dir := stoppedNode(t, LogStoreWAL, 4)
+	to := openTestState(t, StateConfig{Dir: dir})
+	inOneEntry(t, to, func(b *Batch) { b.SetCluster(command.Cluster{ID: "c"}) })
+	mustFlush(t, to)
+	from := openTestState(t, StateConfig{Dir: copyOfFiles(t, to)})
+	for i := range 30 {
+		putKey(t, from, fmt.Sprint("since/", i), "x")
+	}
+	stream := answer(t, from, to.CopyRequest(false))
+	if err := to.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "crashed")
+	if err := os.CopyFS(path, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(path, markerName), markerSlot{seq: 1, index: from.appliedIndex()}.encode())
+	write(t, filepath.Join(path, keptName), stream)
+	if _, problems, notes := checked(t, path); len(problems) > 0 || len(notes) == 0 {
+		t.Errorf("problems %+v, notes %+v", problems, notes)
+	}
+	stream[len(stream)/2] ^= 1
+	write(t, filepath.Join(path, keptName), stream)
+	_, problems, _ := checked(t, path)
+	if !slices.ContainsFunc(problems, func(p Problem) bool { return p.File == keptName }) {
+		t.Errorf("problems %+v", problems)
+	}
+	// A start that sets the state aside does not meet it again.
+	d := openTestDir(t, path)
+	if _, err := OpenState(StateConfig{Dir: path, MaxData: 1 << 28}); !errors.Is(err, command.ErrDamaged) {
+		t.Errorf("a start: %v", err)
+	}
+	if _, err := d.SetStateAside(); err != nil {
+		t.Fatal(err)
+	}
+	openTestState(t, StateConfig{Dir: path})
+}

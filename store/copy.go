@@ -131,6 +131,8 @@ type copies struct {
 	spool   *spool             // of a delta that broke off; likewise
 	created *raft.SnapshotMeta // the snapshot Raft is about to restore
 
+	kept uint64 // what must be durable before the kept delta may go; guarded by flushing
+
 	held     atomic.Int64 // who needs the file's records kept: see holdCompaction
 	dropping sync.Mutex   // held while records are being dropped
 
@@ -236,7 +238,11 @@ type copyReader struct {
 }
 
 func (s *State) newCopyReader(ctx context.Context, r io.Reader) *copyReader {
-	return &copyReader{ctx: ctx, stop: s.stop, r: bufio.NewReaderSize(r, 64<<10)}
+	return newCopyReader(ctx, s.stop, r)
+}
+
+func newCopyReader(ctx context.Context, stop <-chan struct{}, r io.Reader) *copyReader {
+	return &copyReader{ctx: ctx, stop: stop, r: bufio.NewReaderSize(r, 64<<10)}
 }
 
 // take reads n bytes and appends them to b. Memory grows with what arrives, not
@@ -629,6 +635,7 @@ func (s *State) replace(n *generation) {
 	s.mu.Unlock()
 	s.applied.advance(n.meta.Applied)
 	s.revised.advance(n.meta.Revision)
+	s.dropKept(n.seq)
 	s.retireLater(old.file, n.file)
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,8 +27,11 @@ func copyOfFiles(t testing.TB, s *State) string {
 	s.flushing.Lock() // a copy made during a commit is not what a crash leaves
 	defer s.flushing.Unlock()
 	to := t.TempDir()
-	for _, name := range []string{stateName, markerName} {
+	for _, name := range []string{stateName, markerName, keptName} {
 		b, err := os.ReadFile(filepath.Join(s.cfg.Dir, name))
+		if name == keptName && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			t.Fatal(err)
 		}

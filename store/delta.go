@@ -22,9 +22,10 @@ import (
 // A delta is taken in in two steps. What arrives is spooled to a file beside the
 // state and verified there, with the lineage computed anew revision by revision:
 // however slow the sender is, the state is not touched and nobody waits. Once it
-// is complete it is put into the state file, in transactions of bounded size. Only
-// for that, which takes as long as the disk does, does applying wait; reads go on
-// from the state before, as the pointers of the file lead back to it.
+// is complete it is laid over the state file (see keep), or put into it when it is
+// too large for that, in transactions of bounded size. Only for that, which takes as
+// long as the disk does, does applying wait; reads go on from the state before, as
+// the pointers of the file lead back to it.
 
 // deltaKeys is how many keys of a delta are gathered before they are led to their
 // changes. Each takes some 200 bytes and its name.
@@ -35,7 +36,9 @@ type spool struct {
 	file *os.File
 	w    *bufio.Writer
 	size int64 // of the pages in file and w
-	from revisionMark
+	// layered is what its changes would take in memory, roughly.
+	layered int64
+	from    revisionMark
 	// through is the last revision that is known to be complete, which ends at
 	// sized.
 	through revisionMark
@@ -59,10 +62,17 @@ func newSpool(path string, from revisionMark) (*spool, error) {
 	if err != nil {
 		return nil, err
 	}
+	sp := spoolTo(f, from)
+	sp.file = f
+	return sp, nil
+}
+
+// spoolTo is a spool that verifies what comes and hands it on.
+func spoolTo(w io.Writer, from revisionMark) *spool {
 	return &spool{
-		file: f, w: bufio.NewWriterSize(f, copyPage), from: from, through: from, open: from,
+		w: bufio.NewWriterSize(w, copyPage), from: from, through: from, open: from,
 		next: position{rev: from.rev + 1}, sum: sha256.New(),
-	}, nil
+	}
 }
 
 func (sp *spool) buffer() []byte { return sp.spare }
@@ -92,6 +102,7 @@ func (sp *spool) history(page []byte) error {
 		_, _ = sp.sum.Write(c.body())
 		sp.next = position{p.rev, p.k + 1}
 		at += int64(changeHead + len(enc))
+		sp.layered += int64(len(enc)+len(c.rec.Key)) + changeOverhead
 		return nil
 	})
 	if err != nil {
@@ -184,6 +195,27 @@ func (sp *spool) each(fn func(c *change) error) error {
 	}
 }
 
+// after calls fn for each change of the spool beyond own, which the spool must
+// know.
+func (sp *spool) after(own revisionMark, fn func(c *change) error) error {
+	known := own == sp.from
+	err := sp.each(func(c *change) error {
+		switch {
+		case c.at.rev > own.rev && !known:
+			return errUnknownRevision(own)
+		case c.at.rev > own.rev:
+			return fn(c)
+		case c.at == position{rev: own.rev}: // the state has come this far by itself
+			known = digest(c.lineage()) == own.lineage
+		}
+		return nil
+	})
+	if err == nil && !known {
+		err = errUnknownRevision(own)
+	}
+	return err
+}
+
 // receiveDelta spools a delta and puts it in place.
 func (s *State) receiveDelta(in *copyReader, h *copyHeader) (*meta, error) {
 	sp, err := s.takeSpool(revisionMark{h.Revision, h.Lineage})
@@ -253,16 +285,16 @@ func (s *State) applyDelta(ctx context.Context, sp *spool, state *copyState) err
 	}
 	m.raise(now.RaftIndex, now.RaftTerm, now.Conf, now.ConfIndex)
 
-	// Of a key that was deleted, and made anew once its delete was forgotten, the
-	// way back does not lead over the delete, which Buried makes up for.
-	s.setAhead(true, max(now.Buried, min(m.Buried, now.Revision)))
-	if err := s.writeDelta(g.file, sp, own, state, &m); err != nil {
-		if s.Err() == nil && !s.isClosed() {
-			if terr := guarded(func() error { return g.file.takeBack(*now) }); terr != nil {
-				return s.failWith(fmt.Errorf("take back a delta: %w", terr))
-			}
-			s.setAhead(false, now.Buried)
-		} // else the next start takes it back
+	layer, small := newLayer(), sp.layered <= s.cfg.BufferBytes
+	if small {
+		if err := sp.after(own, func(c *change) error { layer.add(c); return nil }); err != nil {
+			return err
+		}
+		layer.members = true
+		if err := s.keep(ctx, own, layer, copyState{m, state.Members}); err != nil {
+			return err
+		}
+	} else if err := s.putDelta(g, sp, own, state, &m); err != nil {
 		return err
 	}
 	if err := s.marked(s.marker.setIndex(m.Applied)); err != nil {
@@ -270,19 +302,39 @@ func (s *State) applyDelta(ctx context.Context, sp *spool, state *copyState) err
 	}
 	s.mu.Lock()
 	old := s.gen.Load()
-	n := &generation{seq: old.seq + 1, active: newLayer(), meta: m, members: state.Members, file: g.file}
-	durable := &durableState{seq: n.seq, meta: m}
-	if n.meta.raise(old.meta.RaftIndex, old.meta.RaftTerm, old.meta.Conf, old.meta.ConfIndex) {
-		durable.seq-- // by a snapshot, meanwhile: that is to be flushed
-	}
+	n := &generation{seq: old.seq + 1, active: layer, meta: m, members: state.Members, file: g.file}
+	raised := n.meta.raise(old.meta.RaftIndex, old.meta.RaftTerm, old.meta.Conf, old.meta.ConfIndex)
 	s.gen.Store(n)
-	s.durable.Store(durable)
+	switch {
+	case small:
+		s.copies.kept = n.seq
+	case raised: // by a snapshot, meanwhile: that is to be flushed
+		s.durable.Store(&durableState{seq: old.seq, meta: m})
+	default:
+		s.durable.Store(&durableState{seq: n.seq, meta: m})
+	}
 	s.announce()
 	s.mu.Unlock()
 	s.applied.advance(n.meta.Applied)
 	s.revised.advance(n.meta.Revision)
 	s.nudge()
 	return nil
+}
+
+// putDelta puts a delta into the state file, or leaves the file as it was.
+func (s *State) putDelta(g *generation, sp *spool, own revisionMark, state *copyState, m *meta) error {
+	// Of a key that was deleted, and made anew once its delete was forgotten, the
+	// way back does not lead over the delete, which Buried makes up for.
+	now := &g.meta
+	s.setAhead(true, max(now.Buried, min(m.Buried, now.Revision)))
+	err := s.writeDelta(g.file, sp, own, state, m)
+	if err != nil && s.Err() == nil && !s.isClosed() { // else the next start takes it back
+		if terr := guarded(func() error { return g.file.takeBack(*now) }); terr != nil {
+			return s.failWith(fmt.Errorf("take back a delta: %w", terr))
+		}
+		s.setAhead(false, now.Buried)
+	}
+	return err
 }
 
 // lockFlushed takes the flushing lock at a moment at which nothing is left to be
@@ -330,7 +382,7 @@ func (s *State) writeDelta(file *stateFile, sp *spool, own revisionMark, state *
 	// is memory for: neighbours share a page.
 	var piece []*change
 	newest := make(map[string]*change)
-	size, known := 0, own == sp.from
+	size := 0
 	putHistory := func() error {
 		err := write(func() error { return file.extend(piece, false, func(*change) bool { return false }) })
 		for _, c := range piece {
@@ -354,16 +406,7 @@ func (s *State) writeDelta(file *stateFile, sp *spool, own revisionMark, state *
 		}
 		return nil
 	}
-	if err := sp.each(func(c *change) error {
-		if c.at.rev <= own.rev { // the state has come this far by itself
-			if c.at == (position{rev: own.rev}) {
-				known = digest(c.lineage()) == own.lineage
-			}
-			return nil
-		}
-		if !known {
-			return errUnknownRevision(own)
-		}
+	if err := sp.after(own, func(c *change) error {
 		piece = append(piece, c)
 		if size += len(c.enc); size < flushBytes && len(piece) < flushChanges {
 			return nil
@@ -374,9 +417,6 @@ func (s *State) writeDelta(file *stateFile, sp *spool, own revisionMark, state *
 		return putKeys()
 	}); err != nil {
 		return err
-	}
-	if !known {
-		return errUnknownRevision(own)
 	}
 	if err := putHistory(); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -26,7 +27,12 @@ import (
 // twins are two states that hold the same.
 func twins(t testing.TB) (from, to *State) {
 	t.Helper()
-	from, to = someState(t), openTestState(t, StateConfig{})
+	return twinsWith(t, StateConfig{})
+}
+
+func twinsWith(t testing.TB, cfg StateConfig) (from, to *State) {
+	t.Helper()
+	from, to = someState(t), openTestState(t, cfg)
 	sendCopy(t, from, to)
 	return from, to
 }
@@ -100,8 +106,17 @@ func frames(stream []byte) []int {
 	return ends
 }
 
+// deltaWays are the states that lay a delta over their file, and put it into it.
+var deltaWays = map[string]StateConfig{"over the file": {}, "into the file": {BufferBytes: 1}}
+
 func TestADeltaBringsWhatHappenedSince(t *testing.T) {
-	from, to := twins(t)
+	for name, cfg := range deltaWays {
+		t.Run(name, func(t *testing.T) { bringsWhatHappenedSince(t, cfg) })
+	}
+}
+
+func bringsWhatHappenedSince(t *testing.T, cfg StateConfig) {
+	from, to := twinsWith(t, cfg)
 	before := from.Revision()
 	putKey(t, from, "new", "1")
 	putKey(t, from, "k4", "again")
@@ -139,13 +154,15 @@ func TestADeltaBringsWhatHappenedSince(t *testing.T) {
 		}
 	}
 	wantSame(t, from, to)
-	if got := to.gen.Load(); got.seq != to.durable.Load().seq || to.durable.Load().meta.Revision != from.Revision() {
-		t.Error("a delta in place is not durable")
-	}
 	if i, _ := to.marker.decodeNow(t); i != index {
 		t.Errorf("marker at %d", i)
 	}
-	wantSame(t, from, openTestState(t, StateConfig{Dir: copyOfFiles(t, to)}))
+	wantSame(t, from, openTestState(t, StateConfig{Dir: copyOfFiles(t, to)})) // it is durable
+	mustFlush(t, to)
+	eventually(t, "what was kept goes", func() bool {
+		_, err := os.Stat(filepath.Join(to.cfg.Dir, keptName))
+		return errors.Is(err, fs.ErrNotExist)
+	})
 	to = reopen(t, to)
 	wantSame(t, from, to)
 	putKey(t, from, "goes", "on")
@@ -395,7 +412,13 @@ func manyChanges(t testing.TB, s *State) {
 }
 
 func TestViewsSeeTheStateBeforeADeltaOrAfterIt(t *testing.T) {
-	from, to := twins(t)
+	for name, cfg := range deltaWays {
+		t.Run(name, func(t *testing.T) { viewsSeeBeforeOrAfter(t, cfg) })
+	}
+}
+
+func viewsSeeBeforeOrAfter(t *testing.T, cfg StateConfig) {
+	from, to := twinsWith(t, cfg)
 	for i := range 3000 {
 		putKey(t, from, fmt.Sprintf("bulk/%04d", i), "before")
 	}
@@ -456,9 +479,10 @@ func TestViewsSeeTheStateBeforeADeltaOrAfterIt(t *testing.T) {
 	if st := sendCopy(t, from, to); st.Kind != copyDelta {
 		t.Fatalf("it was a %s copy", st.Kind)
 	}
+	mustFlush(t, to)
 	close(stop)
 	readers.Wait()
-	if during.Load() == 0 {
+	if cfg.BufferBytes > 0 && during.Load() == 0 {
 		t.Error("no view was opened while the delta was being put in place")
 	}
 	rec, err := open.Get("bulk/0001")
@@ -468,6 +492,69 @@ func TestViewsSeeTheStateBeforeADeltaOrAfterIt(t *testing.T) {
 	}
 	open.Close()
 	wantSame(t, from, to)
+}
+
+// What a delta has shown is there after a crash, though it is neither in the state
+// file nor in the log yet.
+func TestAStartTakesInAKeptDelta(t *testing.T) {
+	for name, cfg := range deltaWays {
+		t.Run(name, func(t *testing.T) {
+			from, to := twins(t)
+			other := openTestState(t, StateConfig{Dir: copyOfFiles(t, to)})
+			putKey(t, other, "k1", "other")
+			before := openTestState(t, StateConfig{Dir: copyOfFiles(t, to)})
+			putKey(t, from, "k1", "new")
+			deleteKey(t, from, "k2")
+			stream := answer(t, from, to.CopyRequest(false))
+			mustFlush(t, from)
+			mustFlush(t, other)
+			start := func(s *State, stream []byte) (*State, error) {
+				dir := copyOfFiles(t, s)
+				if err := os.WriteFile(filepath.Join(dir, keptName), stream, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				return OpenState(StateConfig{Dir: dir, MaxData: 1 << 28, BufferAge: time.Hour, BufferBytes: cfg.BufferBytes})
+			}
+			takes := func(s *State, stream []byte, want *State) {
+				t.Helper()
+				left, err := start(s, stream)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer left.Close()
+				wantSame(t, want, left)
+				wantSame(t, want, openTestState(t, StateConfig{Dir: copyOfFiles(t, left)}))
+				if err := left.Close(); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := os.Stat(filepath.Join(left.cfg.Dir, keptName)); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("it is still there: %v", err)
+				}
+				inspect(t, left.cfg.Dir)
+			}
+			takes(before, stream, from)
+			takes(from, stream, from)   // the file holds it already
+			takes(other, stream, other) // another state has taken the place
+			for end := range frames(stream) {
+				end := frames(stream)[end] - 1
+				flipped := bytes.Clone(stream)
+				flipped[end] ^= 1
+				for what, bad := range map[string][]byte{"cut short": stream[:end], "flipped": flipped} {
+					left, err := start(before, bad)
+					if end < len(copyMagic) && what == "flipped" { // no copy at all
+						if err == nil {
+							t.Error("it was taken for a copy")
+						}
+					} else if !errors.Is(err, command.ErrDamaged) {
+						t.Errorf("%s at byte %d: %v", what, end, err)
+					}
+					if err == nil {
+						_ = left.Close()
+					}
+				}
+			}
+		})
+	}
 }
 
 // A crash at any moment of putting a delta in place leaves the state before it,

@@ -24,6 +24,7 @@ const (
 	walLogDir    = "log"
 	boltLogFile  = "log.db"
 	incomingName = "incoming"
+	keptName     = "delta.copy"
 	dirMode      = 0o700
 	dataFileMode = 0o600
 )

@@ -162,6 +162,11 @@ func OpenState(cfg StateConfig) (*State, error) {
 	file.damage.attach(s.damageFound, s.log)
 	s.gen.Store(&generation{active: newLayer(), meta: m, members: members, file: file})
 	s.durable.Store(&durableState{meta: m})
+	if err := s.takeKept(); err != nil {
+		_ = file.db.Close()
+		_ = s.marker.file.Close()
+		return nil, err
+	}
 	s.running.Go(s.runFlusher)
 	s.running.Go(s.runMarkerSync)
 	s.running.Go(s.runRewriter)
@@ -628,6 +633,7 @@ func (s *State) flushOnce() error {
 	s.durable.Store(&durableState{seq: g.seq, meta: g.meta})
 	s.announce()
 	s.mu.Unlock()
+	s.dropKept(g.seq)
 	return nil
 }
 
