@@ -131,7 +131,9 @@ type copies struct {
 	spool   *spool             // of a delta that broke off; likewise
 	created *raft.SnapshotMeta // the snapshot Raft is about to restore
 
-	kept uint64 // what must be durable before the kept delta may go; guarded by flushing
+	// kept is what the kept delta leads to, nil when there is none. It is changed
+	// with flushing held.
+	kept atomic.Pointer[durableState]
 
 	held     atomic.Int64 // who needs the file's records kept: see holdCompaction
 	dropping sync.Mutex   // held while records are being dropped

@@ -304,15 +304,15 @@ func (s *State) applyDelta(ctx context.Context, sp *spool, state *copyState) err
 	old := s.gen.Load()
 	n := &generation{seq: old.seq + 1, active: layer, meta: m, members: state.Members, file: g.file}
 	raised := n.meta.raise(old.meta.RaftIndex, old.meta.RaftTerm, old.meta.Conf, old.meta.ConfIndex)
-	s.gen.Store(n)
 	switch {
 	case small:
-		s.copies.kept = n.seq
+		s.copies.kept.Store(&durableState{seq: n.seq, meta: m})
 	case raised: // by a snapshot, meanwhile: that is to be flushed
 		s.durable.Store(&durableState{seq: old.seq, meta: m})
 	default:
 		s.durable.Store(&durableState{seq: n.seq, meta: m})
 	}
+	s.gen.Store(n)
 	s.announce()
 	s.mu.Unlock()
 	s.applied.advance(n.meta.Applied)

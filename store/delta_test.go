@@ -523,6 +523,10 @@ func TestAStartTakesInAKeptDelta(t *testing.T) {
 				}
 				defer left.Close()
 				wantSame(t, want, left)
+				list, err := left.Snapshots().List()
+				if index := left.gen.Load().meta.RaftIndex; err != nil || len(list) != 1 || list[0].Index != index {
+					t.Errorf("the state stands for %d, Raft sees %+v, %v", index, list, err)
+				}
 				wantSame(t, want, openTestState(t, StateConfig{Dir: copyOfFiles(t, left)}))
 				if err := left.Close(); err != nil {
 					t.Fatal(err)

@@ -13,6 +13,7 @@
 //	stable.db       Raft's term and vote, and what was seen of the peers
 //	log/ | log.db   Raft's log, in raft-wal or raft-boltdb
 //	incoming/       a copy of the state that is being received
+//	delta.copy      what came from another node and may not be in state.db yet
 //	rewrite.db      a smaller state file being made of state.db
 //
 // Its promises:

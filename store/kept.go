@@ -82,7 +82,7 @@ func (s *State) takeKept() error {
 		s.log.Warn("a delta that was kept does not belong to the state", "error", err)
 		err = nil
 	}
-	if err == nil && s.copies.kept == 0 { // the file holds it, or never will
+	if err == nil && s.copies.kept.Load() == nil { // the file holds it, or never will
 		err = os.Remove(f.Name())
 	}
 	if err != nil {
@@ -96,10 +96,10 @@ func (s *State) takeKept() error {
 // dropKept drops the kept delta once the state file holds what was published up to
 // seq. Needs flushing.
 func (s *State) dropKept(seq uint64) {
-	if s.copies.kept == 0 || seq < s.copies.kept {
+	if k := s.copies.kept.Load(); k == nil || seq < k.seq {
 		return
 	}
-	s.copies.kept = 0
+	s.copies.kept.Store(nil)
 	if err := os.Remove(filepath.Join(s.cfg.Dir, keptName)); err != nil {
 		s.log.Warn("remove a delta that the state file holds", "error", err) // the next start does it
 	}

@@ -21,8 +21,8 @@ type snapshotStore struct{ s *State }
 
 // Snapshots returns Raft's snapshot store.
 //
-// List names at most one snapshot: the state file, at the Raft index that is
-// durable in it, and nothing while that is 0. Open gives a small descriptor
+// List names at most one snapshot: the state, at the Raft index that is durable in
+// its file or in a kept delta, and nothing while that is 0. Open gives a small descriptor
 // whose size is known. Closing the sink of a local snapshot makes the state
 // durable up to the index Create named, and that index, term and configuration
 // with it. A sink that was written to belongs to a snapshot coming in: it is
@@ -46,7 +46,11 @@ func snapshotID(kind string, index, term uint64) string {
 
 // List implements raft.SnapshotStore.
 func (st snapshotStore) List() ([]*raft.SnapshotMeta, error) {
+	kept := st.s.copies.kept.Load() // first: it goes once the file holds it
 	m := &st.s.durable.Load().meta
+	if kept != nil && kept.meta.RaftIndex > m.RaftIndex {
+		m = &kept.meta
+	}
 	if m.RaftIndex == 0 {
 		return nil, nil
 	}
