@@ -1,8 +1,6 @@
 package fsm
 
 import (
-	"bytes"
-
 	"github.com/holdfast-db/holdfast/command"
 	"github.com/holdfast-db/holdfast/store"
 )
@@ -35,7 +33,7 @@ func decide(b *store.Batch, c command.Command) (command.Result, error) {
 		err = removeTree(b, c.Prefix)
 	case *command.PutMany:
 		for _, kv := range c.KVs {
-			if err = set(b, kv.Key, kv.Value, kv.Flags); err != nil {
+			if err = b.Set(kv.Key, kv.Value, kv.Flags); err != nil {
 				break
 			}
 		}
@@ -71,13 +69,13 @@ func setMember(b *store.Batch, m command.Member) {
 func put(b *store.Batch, c *command.Put) (command.Result, error) {
 	switch c.Mode {
 	case command.PutAlways:
-		return command.Result{OK: true}, set(b, c.Key, c.Value, c.Flags)
+		return command.Result{OK: true}, b.Set(c.Key, c.Value, c.Flags)
 	case command.PutCAS:
 		ok, err := matches(b, c.Key, c.Index)
 		if err != nil || !ok {
 			return command.Result{}, err
 		}
-		return command.Result{OK: true}, set(b, c.Key, c.Value, c.Flags)
+		return command.Result{OK: true}, b.Set(c.Key, c.Value, c.Flags)
 	case command.PutAcquire:
 		// No command of this level creates a session, so none exists.
 		return command.Result{Err: command.ErrInvalidSession.With("%q", c.Session)}, nil
@@ -91,44 +89,26 @@ func put(b *store.Batch, c *command.Put) (command.Result, error) {
 // matches is the condition of check-and-set: the key's ModifyRevision is index,
 // or index is 0 and there is no such key.
 func matches(b *store.Batch, key string, index uint64) (bool, error) {
-	old, exists, err := b.Get(key)
+	modified, exists, err := b.Modified(key)
 	if err != nil {
 		return false, err
 	}
 	if !exists {
 		return index == 0, nil
 	}
-	return index != 0 && old.ModifyRevision == index, nil
-}
-
-// set gives the key a value, unless it has it already. Lock and session stay:
-// locks are advisory, and LockIndex must not go down while the key exists.
-func set(b *store.Batch, key string, value []byte, flags uint64) error {
-	rec, exists, err := b.Get(key)
-	if err != nil {
-		return err
-	}
-	if exists && rec.Flags == flags && bytes.Equal(rec.Value, value) {
-		return nil
-	}
-	if !exists {
-		rec = command.Record{Key: key, CreateRevision: b.NextRevision()}
-	}
-	rec.Value, rec.Flags = value, flags
-	b.Put(rec)
-	return nil
+	return index != 0 && modified == index, nil
 }
 
 // remove deletes a key. Deleting an absent one succeeds, with any condition;
 // a condition on 0 never fits an existing key.
 func remove(b *store.Batch, c *command.Delete) (bool, error) {
-	old, exists, err := b.Get(c.Key)
+	modified, exists, err := b.Modified(c.Key)
 	switch {
 	case err != nil:
 		return false, err
 	case !exists:
 		return true, nil
-	case c.CAS && (c.Index == 0 || old.ModifyRevision != c.Index):
+	case c.CAS && (c.Index == 0 || modified != c.Index):
 		return false, nil
 	}
 	b.Delete(c.Key)

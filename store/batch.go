@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
@@ -42,7 +43,6 @@ type Batch struct {
 	seenAt    located
 	seenFound bool
 	seenValid bool
-	seenSize  int // of its value, -1 when not known
 }
 
 // Begin starts a batch on the newest state. It waits for the batch before it to
@@ -99,20 +99,17 @@ func (b *Batch) Get(key string) (rec command.Record, ok bool, err error) {
 		return command.Record{}, false, b.fail(err)
 	}
 	rec, err = b.peek(key, l)
-	b.seenSize = len(rec.Value)
 	return rec, err == nil, b.fail(err)
 }
 
-// valueSize is the size of the value of the key that was looked up last.
-func (b *Batch) valueSize(key string, l located) (int, error) {
-	if l.change != nil {
-		return len(l.change.rec.Value), nil
+// Modified returns the revision of the last change of a key as the batch leaves
+// it so far. It reads no record.
+func (b *Batch) Modified(key string) (rev uint64, ok bool, err error) {
+	l, ok, err := b.look(key)
+	if err != nil || !ok || l.deleted {
+		return 0, false, b.fail(err)
 	}
-	if b.seenValid && b.seen == key && b.seenSize >= 0 {
-		return b.seenSize, nil
-	}
-	rec, err := b.peek(key, l)
-	return len(rec.Value), err
+	return l.at.rev, true, nil
 }
 
 // look finds the key's last change, including its delete.
@@ -125,7 +122,7 @@ func (b *Batch) look(key string) (located, bool, error) {
 	}
 	l, ok, err := b.find(key, true)
 	if err == nil {
-		b.seen, b.seenAt, b.seenFound, b.seenValid, b.seenSize = key, l, ok, true, -1
+		b.seen, b.seenAt, b.seenFound, b.seenValid = key, l, ok, true
 	}
 	return l, ok, err
 }
@@ -150,6 +147,34 @@ func (b *Batch) ScanKeys(prefix string, fn func(key string) bool) error {
 	}))
 }
 
+// Set gives a key a value and flags, unless it has both already. Lock and session
+// stay: locks are advisory, and LockIndex must not go down while the key exists.
+// The value is copied. The key's record is read from the file only when its
+// pointer does not tell enough.
+func (b *Batch) Set(key string, value []byte, flags uint64) error {
+	l, ok, err := b.look(key)
+	if err != nil {
+		return b.fail(err)
+	}
+	rec := command.Record{Key: key}
+	switch {
+	case !ok || l.deleted:
+		rec.CreateRevision = b.NextRevision()
+	case l.change == nil && !l.filed.held && l.filed.differs(value, flags):
+		rec.CreateRevision = l.filed.created
+	default:
+		if rec, err = b.peek(key, l); err != nil {
+			return b.fail(err)
+		}
+		if rec.Flags == flags && bytes.Equal(rec.Value, value) {
+			return nil
+		}
+	}
+	rec.Value, rec.Flags = value, flags
+	b.Put(rec)
+	return b.err
+}
+
 // Put sets a key to rec, except for ModifyRevision, which becomes NextRevision.
 // The value is copied. A key that is empty or longer than the file format
 // allows fails the batch: such a command must be refused before.
@@ -164,11 +189,8 @@ func (b *Batch) Put(rec command.Record) {
 	}
 	if !ok || l.deleted {
 		b.count(rec.Key, 1, len(rec.Key)+len(rec.Value))
-	} else if size, err := b.valueSize(rec.Key, l); err != nil {
-		_ = b.fail(err)
-		return
 	} else {
-		b.count(rec.Key, 0, len(rec.Value)-size)
+		b.count(rec.Key, 0, len(rec.Value)-int(l.valueSize()))
 	}
 	rec.ModifyRevision = b.NextRevision()
 	b.change(change{prev: l.at, table: tableKV, rec: rec})
@@ -187,12 +209,7 @@ func (b *Batch) Delete(key string) {
 	if !ok || l.deleted {
 		return
 	}
-	size, err := b.valueSize(key, l)
-	if err != nil {
-		_ = b.fail(err)
-		return
-	}
-	b.count(key, -1, -len(key)-size)
+	b.count(key, -1, -len(key)-int(l.valueSize()))
 	if !isSystem(key) {
 		b.meta.LastDelete = b.NextRevision()
 	}
@@ -313,7 +330,7 @@ func (b *Batch) change(c change) *change {
 	if c.table == tableKV {
 		b.kv = b.kv || !isSystem(c.rec.Key)
 		b.sessions = b.sessions || strings.HasPrefix(c.rec.Key, SpaceSessions)
-		b.seen, b.seenAt, b.seenFound, b.seenValid, b.seenSize = c.rec.Key, inMemory(p), true, true, -1
+		b.seen, b.seenAt, b.seenFound, b.seenValid = c.rec.Key, inMemory(p), true, true
 	} else {
 		b.other = true
 	}

@@ -49,15 +49,9 @@ func BenchmarkApply64Puts(b *testing.B) {
 					index++
 					batch.Entry(index, 1, command.Stamp(index), time.Unix(0, int64(index)))
 					n = (n + 7919) % len(names)
-					rec, ok, err := batch.Get(names[n])
-					if err != nil {
+					if err := batch.Set(names[n], value, index); err != nil {
 						b.Fatal(err)
 					}
-					if !ok {
-						rec = command.Record{Key: names[n], CreateRevision: batch.NextRevision()}
-					}
-					rec.Value = value
-					batch.Put(rec)
 					batch.Step()
 				}
 				if err := batch.Publish(); err != nil {

@@ -221,11 +221,11 @@ func (b *builder) pointers(page []byte) error {
 		if textOf(k) <= last {
 			return command.ErrDamaged.With("key %q comes after the place it belongs to", k)
 		}
-		at, err := decodePointer(k, pointer)
+		p, err := decodePointerIn(deleted, k, pointer)
 		if err != nil {
 			return err
 		}
-		b.reach = max(b.reach, at.rev)
+		b.reach = max(b.reach, p.at.rev)
 		key, last = k, textOf(k)
 		return nil
 	})
@@ -451,21 +451,22 @@ func (b *builder) close() error {
 
 // A page of pointers holds for each key
 //
-//	length of the key, and the top bit when it is deleted (2) | pointer (16) | key
+//	length of the key, and the top bit when it is deleted (2) |
+//	length of the pointer (1) | pointer | key
 const (
-	pointerHead    = 2 + pointerSize
+	pointerHead    = 2 + 1
 	pointerDeleted = 1 << 15
 )
 
-func appendPointer(page []byte, key string, at position, deleted bool) []byte {
+func appendPointer(page []byte, key string, p pointer) []byte {
 	n := uint16(len(key))
-	if deleted {
+	if p.deleted {
 		n |= pointerDeleted
 	}
-	page = binary.BigEndian.AppendUint16(page, n)
-	page = binary.BigEndian.AppendUint64(page, at.rev)
-	page = binary.BigEndian.AppendUint32(page, at.k)
-	page = binary.BigEndian.AppendUint32(page, pointerSum(bytesOf(key), page[len(page)-positionSize:]))
+	page = append(binary.BigEndian.AppendUint16(page, n), 0)
+	start := len(page)
+	page = p.append(page, bytesOf(key))
+	page[start-1] = byte(len(page) - start)
 	return append(page, key...)
 }
 
@@ -482,11 +483,12 @@ func eachPointer(page []byte, fn func(key, pointer []byte, deleted bool) error) 
 			return command.ErrDamaged.With("a page of keys ends within a pointer")
 		}
 		n := binary.BigEndian.Uint16(page)
-		size := pointerHead + int(n&^pointerDeleted)
-		if size == pointerHead || size > len(page) {
+		name := pointerHead + int(page[2])
+		size := name + int(n&^pointerDeleted)
+		if size == name || size > len(page) {
 			return command.ErrDamaged.With("a page of keys ends within a key")
 		}
-		if err := fn(page[pointerHead:size:size], page[2:pointerHead:pointerHead], n&pointerDeleted != 0); err != nil {
+		if err := fn(page[name:size:size], page[pointerHead:name:name], n&pointerDeleted != 0); err != nil {
 			return err
 		}
 		page = page[size:]

@@ -367,8 +367,8 @@ func TestPartsThatDoNotFitTogetherAreReported(t *testing.T) {
 			}
 			if b := tx.Bucket(bucketKeys).Get([]byte(ch.rec.Key)); b == nil || ch.prev.zero() || ch.created() {
 				continue
-			} else if at, _ := decodePointer([]byte(ch.rec.Key), b); at == p {
-				return []byte(ch.rec.Key), at, ch.prev
+			} else if lead, _ := decodePointer([]byte(ch.rec.Key), b); lead.at == p {
+				return []byte(ch.rec.Key), p, ch.prev
 			}
 		}
 	}
@@ -382,21 +382,35 @@ func TestPartsThatDoNotFitTogetherAreReported(t *testing.T) {
 			return putMeta(tx, m, nil, false)
 		}
 	}
+	pointerTo := func(tx *bbolt.Tx, at position) []byte {
+		var ch change
+		p := at.bytes()
+		if err := ch.decode(at, tx.Bucket(bucketHistory).Get(p[:]), ""); err != nil {
+			t.Fatal(err)
+		}
+		return encodePointer(nil, &ch)
+	}
 	for name, c := range map[string]struct {
 		do   func(tx *bbolt.Tx) error
 		want string
 	}{
 		"a key that leads to an older change": {func(tx *bbolt.Tx) error {
 			k, _, prev := last(tx)
-			return tx.Bucket(bucketKeys).Put(k, encodePointer(k, prev))
+			return tx.Bucket(bucketKeys).Put(k, pointerTo(tx, prev))
 		}, "but was changed at"},
+		"a key whose pointer has another value's checksum": {func(tx *bbolt.Tx) error {
+			k, _, _ := last(tx)
+			p, err := decodePointer(k, tx.Bucket(bucketKeys).Get(k))
+			p.sum++
+			return errors.Join(err, tx.Bucket(bucketKeys).Put(k, p.append(nil, k)))
+		}, "what its pointer says"},
 		"a key that is missing": {func(tx *bbolt.Tx) error {
 			k, _, _ := last(tx)
 			return tx.Bucket(bucketKeys).Delete(k)
 		}, "keys"},
 		"a key that is held to be deleted": {func(tx *bbolt.Tx) error {
 			k, at, _ := last(tx)
-			return errors.Join(tx.Bucket(bucketKeys).Delete(k), tx.Bucket(bucketTombs).Put(k, encodePointer(k, at)))
+			return errors.Join(tx.Bucket(bucketKeys).Delete(k), tx.Bucket(bucketTombs).Put(k, pointerTo(tx, at)))
 		}, "belongs in the other table"},
 		"a change that is missing": {func(tx *bbolt.Tx) error {
 			_, at, _ := last(tx)

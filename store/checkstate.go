@@ -315,7 +315,7 @@ func (s *stateCheck) takenBack(tx *bbolt.Tx) error {
 			continue
 		}
 		if undo != nil {
-			if kept, err := decodePointer(key, undo.Get(key)); err == nil && kept == c.prev {
+			if kept, err := decodePointer(key, undo.Get(key)); err == nil && kept.at == c.prev {
 				continue // counted below
 			}
 		}
@@ -327,7 +327,7 @@ func (s *stateCheck) takenBack(tx *bbolt.Tx) error {
 		return nil
 	}
 	return undo.ForEach(func(key, pointer []byte) error {
-		if at, err := decodePointer(key, pointer); err == nil && (at.rev < s.m.Oldest || at.rev > s.m.Revision) {
+		if p, err := decodePointer(key, pointer); err == nil && (p.at.rev < s.m.Oldest || p.at.rev > s.m.Revision) {
 			return nil
 		}
 		if c, ok := s.lead(bucketUndo, key, pointer, true); ok {
@@ -340,8 +340,8 @@ func (s *stateCheck) takenBack(tx *bbolt.Tx) error {
 // pointer is the position that a key leads to.
 func (s *stateCheck) pointer(tx *bbolt.Tx, key []byte) (at position, ok bool) {
 	for _, table := range [][]byte{bucketKeys, bucketTombs} {
-		if at, err := decodePointer(key, tx.Bucket(table).Get(key)); err == nil {
-			return at, true
+		if p, err := decodePointer(key, tx.Bucket(table).Get(key)); err == nil {
+			return p.at, true
 		}
 	}
 	return at, false
@@ -349,11 +349,12 @@ func (s *stateCheck) pointer(tx *bbolt.Tx, key []byte) (at position, ok bool) {
 
 // lead checks one pointer and returns the change it leads to.
 func (s *stateCheck) lead(table, key, pointer []byte, deleted bool) (c change, ok bool) {
-	at, err := decodePointer(key, pointer)
+	p, err := decodePointer(key, pointer)
 	if err != nil {
 		s.bad(table, keyText(key), "the checksum of its pointer")
 		return c, false
 	}
+	at := p.at
 	enc := s.records.get(at)
 	if enc == nil {
 		s.bad(table, keyText(key), "it leads to revision %d.%d, which is missing", at.rev, at.k)
@@ -367,6 +368,8 @@ func (s *stateCheck) lead(table, key, pointer []byte, deleted bool) (c change, o
 		s.bad(table, keyText(key), "it leads to revision %d.%d, which is of %q", at.rev, at.k, c.rec.Key)
 	case c.deleted != deleted:
 		s.bad(table, keyText(key), "it leads to revision %d.%d, which belongs in the other table of keys", at.rev, at.k)
+	case c.pointer() != p:
+		s.bad(table, keyText(key), "what its pointer says of revision %d.%d is not so", at.rev, at.k)
 	default:
 		return c, true
 	}

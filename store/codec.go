@@ -12,9 +12,9 @@ import (
 )
 
 // stateFormat is the version of everything in the state file. A build refuses a
-// newer one. Format 1, of builds before the first release, had no times in its
-// records.
-const stateFormat = 2
+// newer one. Builds before the first release wrote formats 1 and 2: without times
+// in the records, and with pointers that held a position only.
+const stateFormat = 3
 
 // position names one change: the k-th of a revision. The zero position means
 // "no change"; revisions start at 1.
@@ -242,22 +242,105 @@ func changeSum(at position, b []byte) uint32 {
 }
 
 // A pointer is what the keys and tombs buckets hold for a key: the position of
-// its last change, and a checksum that covers the key too.
-const pointerSize = positionSize + 4
-
-func encodePointer(key []byte, at position) []byte {
-	b := make([]byte, pointerSize)
-	p := at.bytes()
-	copy(b, p[:])
-	binary.BigEndian.PutUint32(b[positionSize:], pointerSum(key, b[:positionSize]))
-	return b
+// its last change, and of that what is needed to decide on the next, so that a
+// value can be overwritten without being read. It follows from the change alone.
+//
+// It is stored as
+//
+//	rev | k | [ rev - created | flags | size<<1 + held | sum (4) ] | checksum (4)
+//
+// without the middle when the key is deleted. Numbers are uvarints; the checksum
+// is the CRC-32C of all before it and of the key.
+type pointer struct {
+	at      position
+	deleted bool
+	// Of a key that is there, as its record says:
+	created uint64
+	flags   uint64
+	size    uint64 // of the value
+	sum     uint32 // CRC-32C of the value
+	held    bool   // there is a session or a lock index, which only the record holds
 }
 
-func decodePointer(key, b []byte) (position, error) {
-	if len(b) != pointerSize || binary.BigEndian.Uint32(b[positionSize:]) != pointerSum(key, b[:positionSize]) {
-		return position{}, command.ErrDamaged.With("pointer of key %q", key)
+// pointer is the pointer to c.
+func (c *change) pointer() pointer {
+	if c.deleted {
+		return pointer{at: c.at, deleted: true}
 	}
-	return positionOf(b[:positionSize])
+	return pointer{
+		at: c.at, created: c.rec.CreateRevision, flags: c.rec.Flags,
+		size: uint64(len(c.rec.Value)), sum: crc32.Checksum(c.rec.Value, castagnoli),
+		held: c.rec.LockIndex != 0 || c.rec.Session != "",
+	}
+}
+
+// lead is a key and where it leads to.
+type lead struct {
+	key string
+	pointer
+}
+
+// differs reports that a value or its flags are certainly not those of the key.
+func (p *pointer) differs(value []byte, flags uint64) bool {
+	return p.flags != flags || p.size != uint64(len(value)) || p.sum != crc32.Checksum(value, castagnoli)
+}
+
+// longestPointer is at least the size of an encoded pointer.
+const longestPointer = 5*binary.MaxVarintLen64 + 2*4
+
+// encodePointer appends the pointer to c to dst.
+func encodePointer(dst []byte, c *change) []byte {
+	p := c.pointer()
+	return p.append(dst, bytesOf(c.rec.Key))
+}
+
+func (p *pointer) append(dst, key []byte) []byte {
+	start := len(dst)
+	dst = binary.AppendUvarint(dst, p.at.rev)
+	dst = binary.AppendUvarint(dst, uint64(p.at.k))
+	if !p.deleted {
+		dst = binary.AppendUvarint(dst, p.at.rev-p.created)
+		dst = binary.AppendUvarint(dst, p.flags)
+		size := p.size << 1
+		if p.held {
+			size++
+		}
+		dst = binary.AppendUvarint(dst, size)
+		dst = binary.BigEndian.AppendUint32(dst, p.sum)
+	}
+	return binary.BigEndian.AppendUint32(dst, pointerSum(key, dst[start:]))
+}
+
+// decodePointer reads the pointer of a key.
+func decodePointer(key, b []byte) (p pointer, err error) {
+	n := len(b) - 4
+	if n < 0 || binary.BigEndian.Uint32(b[n:]) != pointerSum(key, b[:n]) {
+		return pointer{}, command.ErrDamaged.With("pointer of key %q", key)
+	}
+	f := fields{b: b[:n]}
+	p.at = position{rev: f.number(), k: uint32(f.number())}
+	if p.deleted = len(f.b) == 0; !p.deleted {
+		p.created = p.at.rev - f.number()
+		p.flags = f.number()
+		size := f.number()
+		p.size, p.held = size>>1, size&1 == 1
+		if sum := f.take(4); sum != nil {
+			p.sum = binary.BigEndian.Uint32(sum)
+		}
+	}
+	if f.bad || len(f.b) > 0 {
+		return pointer{}, command.ErrDamaged.With("fields of the pointer of key %q", key)
+	}
+	return p, nil
+}
+
+// decodePointerIn is decodePointer for the table of deleted keys or the other.
+func decodePointerIn(deleted bool, key, b []byte) (pointer, error) {
+	p, err := decodePointer(key, b)
+	if err == nil && p.deleted != deleted {
+		err = command.ErrDamaged.With("pointer of key %q belongs in the other table", key)
+	}
+	return p, err
 }
 
 func pointerSum(key, b []byte) uint32 {

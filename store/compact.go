@@ -116,7 +116,7 @@ func (f *stateFile) compact(target uint64) error {
 			if b := tombs.Get(key); b != nil {
 				if p, err := decodePointer(key, b); err != nil {
 					return err
-				} else if p == d.at {
+				} else if p.at == d.at {
 					if err := tombs.Delete(key); err != nil {
 						return err
 					}

@@ -281,7 +281,7 @@ func (c *copySource) pointers(after string) error {
 		if err := c.read(func(v *View) error {
 			began, last := time.Now(), 0
 			err := v.scan("", after, true, func(key string, l located) (bool, error) {
-				c.page = appendPointer(c.page, key, l.at, l.deleted)
+				c.page = appendPointer(c.page, key, l.pointer())
 				last = len(c.page) - len(key)
 				n++
 				return !c.enough(n, began), nil

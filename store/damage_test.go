@@ -116,12 +116,20 @@ var damages = []struct {
 	{"a record", "history", func(t testing.TB, s *State) { flipIn(t, s, "value-123-") }},
 	{"a pointer", "keys", func(t testing.TB, s *State) {
 		tamper(t, s, func(tx *bbolt.Tx) error {
-			return tx.Bucket(bucketKeys).Put([]byte("key/123"), encodePointer([]byte("key/124"), position{rev: 124}))
+			return tx.Bucket(bucketKeys).Put([]byte("key/123"), (&pointer{at: position{rev: 124}}).append(nil, []byte("key/124")))
 		})
 	}},
 	{"a pointer that leads elsewhere", "keys", func(t testing.TB, s *State) {
 		tamper(t, s, func(tx *bbolt.Tx) error {
-			return tx.Bucket(bucketKeys).Put([]byte("key/123"), encodePointer([]byte("key/123"), position{rev: 125}))
+			return tx.Bucket(bucketKeys).Put([]byte("key/123"), (&pointer{at: position{rev: 125}}).append(nil, []byte("key/123")))
+		})
+	}},
+	{"a pointer that lies about its record", "keys", func(t testing.TB, s *State) {
+		tamper(t, s, func(tx *bbolt.Tx) error {
+			key := []byte("key/123")
+			p, err := decodePointer(key, tx.Bucket(bucketKeys).Get(key))
+			p.size++
+			return errors.Join(err, tx.Bucket(bucketKeys).Put(key, p.append(nil, key)))
 		})
 	}},
 	{"a missing record", "history", func(t testing.TB, s *State) {
@@ -142,6 +150,32 @@ var damages = []struct {
 	{"a tombstone's pointer", "tombs", func(t testing.TB, s *State) {
 		tamper(t, s, func(tx *bbolt.Tx) error { return tx.Bucket(bucketTombs).Put([]byte("key/120"), []byte("bad")) })
 	}},
+}
+
+// What a value is replaced by does not depend on it, so it need not be sound. To
+// say that it stays takes reading it.
+func TestADamagedValueCanBeReplacedButNotCompared(t *testing.T) {
+	s := openDamaged(t)
+	fillFile(t, s)
+	rec, err := s.Get("key/123")
+	if err != nil {
+		t.Fatal(err)
+	}
+	flipIn(t, s, "value-123-")
+	b := s.Begin()
+	b.Entry(b.Applied()+1, 1, 0, time.Time{})
+	if err := b.Set("key/123", rec.Value, rec.Flags); !errors.Is(err, command.ErrDamaged) {
+		t.Errorf("to set what it has: %v", err)
+	}
+	b.Discard()
+	inOneEntry(t, s, func(b *Batch) {
+		if err := b.Set("key/123", []byte("anew"), rec.Flags); err != nil {
+			t.Error(err)
+		}
+	})
+	if got, err := s.Get("key/123"); err != nil || string(got.Value) != "anew" || got.CreateRevision != rec.CreateRevision {
+		t.Errorf("%+v, %v", got, err)
+	}
 }
 
 func TestTheScrubFindsWhatNoReaderHasMet(t *testing.T) {

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -381,20 +380,23 @@ func (s *State) writeDelta(file *stateFile, sp *spool, own revisionMark, state *
 	// Keys are led to their changes in the order of the keys, for as many as there
 	// is memory for: neighbours share a page.
 	var piece []*change
-	newest := make(map[string]*change)
+	newest := make(map[string]pointer)
 	size := 0
 	putHistory := func() error {
 		err := write(func() error { return file.extend(piece, false, func(*change) bool { return false }) })
 		for _, c := range piece {
 			if c.table == tableKV {
-				newest[c.rec.Key] = &change{at: c.at, deleted: c.deleted, rec: command.Record{Key: c.rec.Key}}
+				newest[c.rec.Key] = c.pointer()
 			}
 		}
 		piece, size = nil, 0
 		return err
 	}
 	putKeys := func() error {
-		all := slices.AppendSeq(make([]*change, 0, len(newest)), maps.Values(newest))
+		all := make([]lead, 0, len(newest))
+		for key, p := range newest {
+			all = append(all, lead{key, p})
+		}
 		clear(newest)
 		sortByKey(all)
 		for some := range slices.Chunk(all, flushChanges) {

@@ -630,7 +630,7 @@ func TestACrashDuringADeltaLeavesOneOfTwoStates(t *testing.T) {
 			if c.table != tableKV || !newest(c) {
 				continue
 			}
-			if err := file.update(func(tx *bbolt.Tx, _ *local) error { return putPointers(tx, []*change{c}, false) }); err != nil {
+			if err := file.update(func(tx *bbolt.Tx, _ *local) error { return putPointers(tx, []lead{{c.rec.Key, c.pointer()}}, false) }); err != nil {
 				t.Fatal(err)
 			}
 			crashed(old)

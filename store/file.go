@@ -267,13 +267,16 @@ func (f *stateFile) flush(l *layer, m *meta, members []member, setMembers bool, 
 		if n > 0 && !last {
 			pointers = nil
 		}
-		pointers = pointers[:min(len(pointers), flushChanges)]
+		leads := make([]lead, min(len(pointers), flushChanges))
+		for i := range leads {
+			leads[i] = lead{pointers[i].rec.Key, pointers[i].pointer()}
+		}
 		err := f.update(func(tx *bbolt.Tx, local *local) error {
 			if err := putHistory(tx, history[:n]); err != nil {
 				return err
 			}
 			local.Records += uint64(n)
-			if err := putPointers(tx, pointers, first && last); err != nil || !last {
+			if err := putPointers(tx, leads, first && last); err != nil || !last {
 				return err
 			}
 			return putHead(tx, *m, members, setMembers)
@@ -281,7 +284,7 @@ func (f *stateFile) flush(l *layer, m *meta, members []member, setMembers bool, 
 		if err != nil {
 			return err
 		}
-		if *done += n + len(pointers); last {
+		if *done += n + len(leads); last {
 			return nil
 		}
 	}
@@ -345,10 +348,10 @@ func putChanges(tx *bbolt.Tx, changes []*change, whole bool, newest func(*change
 	if err := putHistory(tx, changes); err != nil {
 		return err
 	}
-	pointed := make([]*change, 0, len(changes))
+	pointed := make([]lead, 0, len(changes))
 	for _, c := range changes {
 		if c.table == tableKV && newest(c) {
-			pointed = append(pointed, c)
+			pointed = append(pointed, lead{c.rec.Key, c.pointer()})
 		}
 	}
 	sortByKey(pointed) // as they are in the file: neighbours share a page
@@ -367,41 +370,44 @@ func putHistory(tx *bbolt.Tx, changes []*change) error {
 	return nil
 }
 
-func sortByKey(changes []*change) {
-	slices.SortFunc(changes, func(a, b *change) int { return strings.Compare(a.rec.Key, b.rec.Key) })
+func sortByKey(leads []lead) {
+	slices.SortFunc(leads, func(a, b lead) int { return strings.Compare(a.key, b.key) })
 }
 
-// putPointers makes keys lead to changes. Unless the same transaction also moves
+// putPointers stores the pointers of keys. Unless the same transaction also moves
 // meta, which whole says, it keeps what takeBack needs beside the changes.
-func putPointers(tx *bbolt.Tx, changes []*change, whole bool) error {
+func putPointers(tx *bbolt.Tx, leads []lead, whole bool) error {
 	keys, tombs := tx.Bucket(bucketKeys), tx.Bucket(bucketTombs)
 	keys.FillPercent = 0.75
 	k, v := tombs.Cursor().Last()
-	buried := k != nil && !isMark(k, v) // with no tombstone there is none to remove
-	for _, c := range changes {
-		key := bytesOf(c.rec.Key)
+	buried := k != nil && !isMark(k, v)                   // with no tombstone there is none to remove
+	encoded := make([]byte, 0, len(leads)*longestPointer) // the library keeps them until the commit
+	for i := range leads {
+		l := &leads[i]
+		key, start := bytesOf(l.key), len(encoded)
 		if buried && !whole {
 			if err := keepTomb(tx, tombs, key); err != nil {
 				return err
 			}
 		}
-		if err := point(keys, tombs, key, c.at, c.deleted, buried); err != nil {
+		encoded = l.append(encoded, key)
+		if err := point(keys, tombs, key, encoded[start:], l.deleted, buried); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// point makes a key lead to a change. Without buried there is no tombstone to
-// remove.
-func point(keys, tombs *bbolt.Bucket, key []byte, at position, deleted, buried bool) (err error) {
+// point stores a key's pointer, which must not be modified before the commit.
+// Without buried there is no tombstone to remove.
+func point(keys, tombs *bbolt.Bucket, key, pointer []byte, deleted, buried bool) (err error) {
 	switch {
 	case deleted:
 		if err = keys.Delete(key); err == nil {
-			err = tombs.Put(key, encodePointer(key, at))
+			err = tombs.Put(key, pointer)
 		}
 	default:
-		if err = keys.Put(key, encodePointer(key, at)); err == nil && buried {
+		if err = keys.Put(key, pointer); err == nil && buried {
 			err = tombs.Delete(key)
 		}
 	}
@@ -501,24 +507,22 @@ func (l *lookup) get(t *fileTx, bucket, key []byte) ([]byte, error) {
 // noted makes damage that was found here known, and returns err.
 func (t *fileTx) noted(err error) error { return t.file.damage.note(err) }
 
-// find returns the position of the key's last change as the file knows it. With
-// buried, a deleted key is found too.
-func (t *fileTx) find(key string, buried bool) (at position, deleted, ok bool, err error) {
-	table := bucketKeys
+// find returns the key's pointer. With buried, a deleted key is found too.
+func (t *fileTx) find(key string, buried bool) (p pointer, ok bool, err error) {
+	table, deleted := bucketKeys, false
 	defer func() { err = t.noted(damagedAt(table, bytesOf(key), err)) }()
 	defer caught(debug.SetPanicOnFault(true), &err)
 	k := bytesOf(key)
 	b, err := t.keys.get(t, bucketKeys, k)
 	if b == nil && err == nil && buried {
-		table = bucketTombs
+		table, deleted = bucketTombs, true
 		b, err = t.tombs.get(t, bucketTombs, k)
-		deleted = true
 	}
 	if b == nil || err != nil {
-		return position{}, false, false, err
+		return pointer{}, false, err
 	}
-	at, err = decodePointer(k, b)
-	return at, deleted, err == nil, err
+	p, err = decodePointerIn(deleted, k, b)
+	return p, err == nil, err
 }
 
 // change makes c the change at p, sharing memory with the file: it is valid

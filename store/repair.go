@@ -122,7 +122,7 @@ func (c *copySource) pointerRange(r *repairRange, at uint64) error {
 			}
 			l, ok, err := v.asOf(key, l, at)
 			if err == nil && ok {
-				c.page = appendPointer(c.page, key, l.at, l.deleted)
+				c.page = appendPointer(c.page, key, l.pointer())
 				n++
 			}
 			return len(c.page) <= repairBytes, err
@@ -163,7 +163,7 @@ type repairTaker struct {
 }
 
 type repairPointer struct {
-	at      position
+	encoded []byte
 	deleted bool
 }
 
@@ -192,8 +192,8 @@ func (t *repairTaker) pointers(page []byte) error {
 		return err
 	}
 	return eachPointer(page, func(key, pointer []byte, deleted bool) error {
-		at, err := decodePointer(key, pointer)
-		t.keys[string(key)] = repairPointer{at, deleted}
+		_, err := decodePointerIn(deleted, key, pointer)
+		t.keys[string(key)] = repairPointer{pointer, deleted}
 		return err
 	})
 }
@@ -318,7 +318,7 @@ func (t *repairTaker) needed(tx *bbolt.Tx, at position) bool {
 	}
 	pointer := tx.Bucket(bucketKeys).Get(bytesOf(c.rec.Key))
 	p, err := decodePointer(bytesOf(c.rec.Key), pointer)
-	return err != nil || p == at
+	return err != nil || p.at == at
 }
 
 func comparePositions(a, b position) int {
@@ -351,7 +351,7 @@ func (t *repairTaker) repairPointers(tx *bbolt.Tx, r *repairRange) error {
 	}
 	for _, key := range slices.Sorted(maps.Keys(t.keys)) {
 		if p := t.keys[key]; r.has([]byte(key)) {
-			if err := point(keys, tombs, []byte(key), p.at, p.deleted, false); err != nil {
+			if err := point(keys, tombs, []byte(key), p.encoded, p.deleted, false); err != nil {
 				return err
 			}
 		}

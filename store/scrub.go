@@ -163,7 +163,7 @@ func (s *State) scrubPointers(pause func(int) error) error {
 				cursor, began := fileCursor{c: c}, time.Now()
 				for err = cursor.seek(after); err == nil && cursor.k != nil; err = cursor.next() {
 					after = append(append(after[:0], cursor.k...), 0)
-					bytes += len(cursor.k) + pointerSize
+					bytes += len(cursor.k) + len(cursor.v)
 					_ = t.noted(damagedAt(table, cursor.k, t.leads(cursor.k, cursor.v, deleted, m.Oldest)))
 					if bytes >= scrubPage || time.Since(began) > scrubPageTime {
 						more = true
@@ -186,10 +186,11 @@ func (s *State) scrubPointers(pause func(int) error) error {
 // that key, which deletes it or not as the table says. A delete below the
 // compaction point may be gone.
 func (t *fileTx) leads(key, pointer []byte, deleted bool, oldest uint64) error {
-	at, err := decodePointer(key, pointer)
-	if err != nil || deleted && at.rev < oldest {
+	p, err := decodePointer(key, pointer)
+	if err != nil || deleted && p.at.rev < oldest {
 		return err
 	}
+	at := p.at
 	var c change
 	switch ok, err := t.change(at, string(key), &c); {
 	case err != nil:
@@ -198,6 +199,8 @@ func (t *fileTx) leads(key, pointer []byte, deleted bool, oldest uint64) error {
 		return t.noted(damagedChange(at, command.ErrDamaged.With("history has no revision %d.%d, which key %q leads to", at.rev, at.k, key)))
 	case c.deleted != deleted:
 		return command.ErrDamaged.With("pointer of key %q leads to a change of the other kind", key)
+	case c.pointer() != p:
+		return command.ErrDamaged.With("pointer of key %q does not say what its change does", key)
 	}
 	return nil
 }

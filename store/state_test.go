@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -136,7 +138,8 @@ func inspect(t testing.TB, dir string) {
 			if isMark(k, v) {
 				return nil
 			}
-			at, err := decodePointer(k, v)
+			p, err := decodePointer(k, v)
+			at := p.at
 			if _, dup := pointers[string(k)]; dup {
 				t.Errorf("key %q is both there and deleted", k)
 			}
@@ -182,7 +185,7 @@ func putKey(t testing.TB, s *State, key, value string) uint64 {
 	return inOneEntry(t, s, func(b *Batch) { setKey(t, b, key, value) })
 }
 
-// setKey is how the state machine sets a key.
+// setKey sets a key, also to what it is already.
 func setKey(t testing.TB, b *Batch, key, value string) {
 	rec, ok, err := b.Get(key)
 	if err != nil {
@@ -764,5 +767,83 @@ func TestLineageTellsContentsApart(t *testing.T) {
 			t.Errorf("%q and %q have the same lineage", name, other)
 		}
 		seen[l] = name
+	}
+}
+
+func TestPointersKeepWhatTheySay(t *testing.T) {
+	for _, c := range []change{
+		{at: position{1, 0}, rec: command.Record{Key: "k", CreateRevision: 1}},
+		{at: position{9, 3}, deleted: true, rec: command.Record{Key: "k"}},
+		{at: position{1 << 60, 1 << 31}, rec: command.Record{Key: "k", CreateRevision: 7, Flags: math.MaxUint64, Value: make([]byte, 70_000)}},
+		{at: position{9, 0}, rec: command.Record{Key: "k", CreateRevision: 9, LockIndex: 1, Value: []byte("v")}},
+		{at: position{9, 0}, rec: command.Record{Key: "k", CreateRevision: 9, Session: "s", Value: []byte("v")}},
+	} {
+		b := encodePointer([]byte("before"), &c)[len("before"):]
+		if len(b) > longestPointer {
+			t.Errorf("%+v takes %d bytes", c.pointer(), len(b))
+		}
+		if p, err := decodePointer([]byte("k"), b); err != nil || p != c.pointer() {
+			t.Errorf("%+v became %+v, %v", c.pointer(), p, err)
+		}
+		if _, err := decodePointer([]byte("other"), b); !errors.Is(err, command.ErrDamaged) {
+			t.Errorf("the pointer of another key: %v", err)
+		}
+		for i := range b {
+			bad := bytes.Clone(b)
+			bad[i] ^= 4
+			if p, err := decodePointer([]byte("k"), bad); !errors.Is(err, command.ErrDamaged) {
+				t.Errorf("byte %d flipped: %+v, %v", i, p, err)
+			}
+			if p, err := decodePointer([]byte("k"), b[:i]); !errors.Is(err, command.ErrDamaged) {
+				t.Errorf("cut to %d bytes: %+v, %v", i, p, err)
+			}
+		}
+	}
+}
+
+// A session or a lock is not in the pointer, so it must come from the record.
+func TestSetKeepsTheLockOfAKey(t *testing.T) {
+	s := openTestState(t, StateConfig{})
+	locked := command.Record{Key: "k", CreateRevision: 1, LockIndex: 5, Session: "s", Value: []byte("v")}
+	inOneEntry(t, s, func(b *Batch) { b.Put(locked) })
+	mustFlush(t, s)
+	inOneEntry(t, s, func(b *Batch) {
+		if err := b.Set("k", []byte("other"), 3); err != nil {
+			t.Error(err)
+		}
+	})
+	got, err := s.Get("k")
+	locked.ModifyRevision, locked.Value, locked.Flags = 2, []byte("other"), 3
+	if err != nil || !reflect.DeepEqual(got, locked) {
+		t.Errorf("%+v, %v; want %+v", got, err, locked)
+	}
+}
+
+func TestSettingWhatAKeyHasMakesNoRevision(t *testing.T) {
+	s := openTestState(t, StateConfig{})
+	set := func(value string, flags uint64) uint64 {
+		return inOneEntry(t, s, func(b *Batch) {
+			if err := b.Set("k", []byte(value), flags); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for _, flushed := range []bool{false, true} {
+		was := set("a", 1)
+		for i, c := range []struct {
+			value string
+			flags uint64
+		}{{"a", 1}, {"a", 2}, {"b", 2}, {"", 2}, {"", 2}, {"longer", 2}} {
+			if flushed {
+				mustFlush(t, s)
+			}
+			want := was + 1
+			if i == 0 || i == 4 {
+				want = was
+			}
+			if was = set(c.value, c.flags); was != want {
+				t.Errorf("flushed %v, %q with flags %d: revision %d, want %d", flushed, c.value, c.flags, was, want)
+			}
+		}
 	}
 }

@@ -97,11 +97,11 @@ func (f *stateFile) restoreTombs(m meta) error {
 	return f.update(func(tx *bbolt.Tx, _ *local) error {
 		keys, tombs := tx.Bucket(bucketKeys), tx.Bucket(bucketTombs)
 		if err := tx.Bucket(bucketUndo).ForEach(func(key, pointer []byte) error {
-			at, err := decodePointer(key, pointer)
-			if err != nil || at.rev > m.Revision {
+			p, err := decodePointerIn(true, key, pointer)
+			if err != nil || p.at.rev > m.Revision {
 				return err
 			}
-			return point(keys, tombs, key, at, true, false)
+			return point(keys, tombs, key, bytes.Clone(pointer), true, false)
 		}); err != nil {
 			return err
 		}
@@ -120,7 +120,7 @@ func unpoint(tx *bbolt.Tx, m meta, c *change) error {
 	keys, tombs := tx.Bucket(bucketKeys), tx.Bucket(bucketTombs)
 	for _, b := range [...]*bbolt.Bucket{keys, tombs} {
 		if pointer := b.Get(key); pointer != nil {
-			if at, err := decodePointer(key, pointer); err != nil || at.rev <= m.Revision {
+			if p, err := decodePointer(key, pointer); err != nil || p.at.rev <= m.Revision {
 				return err
 			}
 			if err := b.Delete(key); err != nil {
@@ -143,5 +143,5 @@ func unpoint(tx *bbolt.Tx, m meta, c *change) error {
 	if err := p.decode(c.prev, enc, c.rec.Key); err != nil {
 		return err
 	}
-	return point(keys, tombs, key, p.at, p.deleted, false)
+	return point(keys, tombs, key, encodePointer(nil, &p), p.deleted, false)
 }

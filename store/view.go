@@ -150,15 +150,34 @@ func (o *overlay) tx() (*fileTx, error) {
 	return o.file, nil
 }
 
-// located is where a key's change is found: in memory, or at a position in the
-// file.
+// located is where a key's change is found: in memory, or in the file, where the
+// pointer leads to it.
 type located struct {
 	at      position
 	deleted bool
 	change  *change // nil: in the file
+	filed   pointer // when in the file
 }
 
 func inMemory(c *change) located { return located{at: c.at, deleted: c.deleted, change: c} }
+
+func inFile(p pointer) located { return located{at: p.at, deleted: p.deleted, filed: p} }
+
+// pointer is the pointer to the change.
+func (l *located) pointer() pointer {
+	if l.change != nil {
+		return l.change.pointer()
+	}
+	return l.filed
+}
+
+// valueSize is the size of the value of a key that is not deleted.
+func (l *located) valueSize() uint64 {
+	if l.change != nil {
+		return uint64(len(l.change.rec.Value))
+	}
+	return l.filed.size
+}
 
 // forgotten reports whether the change is a delete below the compaction point.
 func (o *overlay) forgotten(l located) bool { return l.deleted && l.at.rev < o.oldest }
@@ -175,9 +194,11 @@ func (o *overlay) find(key string, buried bool) (l located, ok bool, err error) 
 		if err != nil {
 			return located{}, false, err
 		}
-		if l.at, l.deleted, ok, err = t.find(key, buried || o.limit > 0); err != nil {
+		p, found, err := t.find(key, buried || o.limit > 0)
+		if err != nil {
 			return located{}, false, err
 		}
+		l, ok = inFile(p), found
 	}
 	if ok && o.limit > 0 {
 		if l, ok, err = o.asOf(key, l, o.limit); err != nil {
@@ -280,7 +301,7 @@ func (o *overlay) asOf(key string, l located, rev uint64) (located, bool, error)
 		if err := o.load(c.prev, key, &p); err != nil {
 			return located{}, false, err
 		}
-		l = located{at: p.at, deleted: p.deleted}
+		l = inFile(p.pointer())
 	}
 	return l, true, nil
 }
@@ -339,15 +360,12 @@ func (s *source) located() (located, error) {
 	if s.file == nil {
 		return inMemory(s.tree.Value()), nil
 	}
-	at, err := decodePointer(s.file.k, s.file.v)
-	if err != nil {
-		table := bucketKeys
-		if s.tomb {
-			table = bucketTombs
-		}
-		err = damagedAt(table, s.file.k, err)
+	table := bucketKeys
+	if s.tomb {
+		table = bucketTombs
 	}
-	return located{at: at, deleted: s.tomb}, err
+	p, err := decodePointerIn(s.tomb, s.file.k, s.file.v)
+	return inFile(p), damagedAt(table, s.file.k, err)
 }
 
 // scan calls fn for each key under prefix and after the given one, in order,
