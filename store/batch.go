@@ -461,7 +461,7 @@ func (b *Batch) advance(index, term uint64) bool {
 // must apply this far again before it answers. On return nothing is durable by
 // itself yet; Flush, or the log and the marker, see to that.
 //
-// Publish waits while the buffer holds more than twice its bound. An error means
+// Publish waits while more than twice the buffer's bound is in memory. An error means
 // that the store has failed for good and nothing was made visible.
 func (b *Batch) Publish() error {
 	if b.err != nil {

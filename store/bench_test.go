@@ -13,6 +13,7 @@ import (
 )
 
 func benchState(b *testing.B, keys int) *State {
+	flushPages = 4096 // as in real life
 	s := openTestState(b, StateConfig{BufferBytes: 32 << 20, BufferAge: time.Second})
 	value := bytes.Repeat([]byte("v"), 256)
 	for i := 0; i < keys; {

@@ -241,8 +241,13 @@ func (f *stateFile) retire() error {
 // some 10 KiB of memory.
 const (
 	flushBytes   = 4 << 20 // of history
-	flushChanges = 4096
+	flushChanges = 4096    // of keys, where pages are not counted
+	flushStep    = 128     // keys between two looks at the pages
 )
+
+// flushPages bounds the pages of one transaction, where they are counted. Tests
+// lower it, so that small flushes take several as well.
+var flushPages = 4096
 
 // flush stores a layer, meta and, when members is set, the members table: first
 // the history, then the pointers in the order of the keys, so that each page of
@@ -263,31 +268,38 @@ func (f *stateFile) flush(l *layer, m *meta, members []member, setMembers bool, 
 		if n == len(history) {
 			pointers = pointed[max(*done-len(l.history), 0):]
 		}
-		last := n == len(history) && len(pointers) <= flushChanges
-		if n > 0 && !last {
-			pointers = nil
-		}
-		leads := make([]lead, min(len(pointers), flushChanges))
-		for i := range leads {
-			leads[i] = lead{pointers[i].rec.Key, pointers[i].pointer()}
-		}
+		whole := first && n == len(history) && len(pointers) <= flushChanges
+		put, last := 0, false
 		err := f.update(func(tx *bbolt.Tx, local *local) error {
 			if err := putHistory(tx, history[:n]); err != nil {
 				return err
 			}
 			local.Records += uint64(n)
-			if err := putPointers(tx, leads, first && last); err != nil || !last {
-				return err
+			for put < len(pointers) && (whole || pages(tx) < flushPages) {
+				some := pointers[put:min(put+flushStep, len(pointers))]
+				if err := putPointers(tx, leadsTo(some), whole); err != nil {
+					return err
+				}
+				put += len(some)
 			}
-			return putHead(tx, *m, members, setMembers)
+			if last = n == len(history) && put == len(pointers); last {
+				return putHead(tx, *m, members, setMembers)
+			}
+			return nil
 		})
 		if err != nil {
 			return err
 		}
-		if *done += n + len(leads); last {
+		if *done += n + put; last {
 			return nil
 		}
 	}
+}
+
+// pages is how many pages a transaction has taken apart to change them.
+func pages(tx *bbolt.Tx) int {
+	stats := tx.Stats()
+	return int(stats.GetNodeCount())
 }
 
 // current refuses a transaction that sees less than this process has written: the
@@ -348,14 +360,15 @@ func putChanges(tx *bbolt.Tx, changes []*change, whole bool, newest func(*change
 	if err := putHistory(tx, changes); err != nil {
 		return err
 	}
-	pointed := make([]lead, 0, len(changes))
+	pointed := make([]*change, 0, len(changes))
 	for _, c := range changes {
 		if c.table == tableKV && newest(c) {
-			pointed = append(pointed, lead{c.rec.Key, c.pointer()})
+			pointed = append(pointed, c)
 		}
 	}
-	sortByKey(pointed) // as they are in the file: neighbours share a page
-	return putPointers(tx, pointed, whole)
+	leads := leadsTo(pointed)
+	sortByKey(leads) // as they are in the file: neighbours share a page
+	return putPointers(tx, leads, whole)
 }
 
 func putHistory(tx *bbolt.Tx, changes []*change) error {
@@ -368,6 +381,15 @@ func putHistory(tx *bbolt.Tx, changes []*change) error {
 		}
 	}
 	return nil
+}
+
+// leadsTo are the keys of changes, and the pointers to them.
+func leadsTo(changes []*change) []lead {
+	leads := make([]lead, len(changes))
+	for i, c := range changes {
+		leads[i] = lead{c.rec.Key, c.pointer()}
+	}
+	return leads
 }
 
 func sortByKey(leads []lead) {

@@ -25,9 +25,9 @@ type StateConfig struct {
 	// Dir is the data directory. It must exist and be used by one process only.
 	Dir string
 	// BufferBytes bounds the changes in memory before they are flushed into the
-	// file; 16 MiB when zero. A larger buffer makes fewer, larger flushes and a
-	// longer replay of the log after a crash. Twice as much may be held while a
-	// flush is slow; then applying waits.
+	// file; 48 MiB when zero. A larger buffer makes fewer, larger flushes and a
+	// longer replay of the log after a crash. Together with a flush under way twice
+	// as much may be held; then applying waits.
 	BufferBytes int64
 	// BufferAge bounds how long a change stays in memory only; 1 s when zero.
 	// It costs one synced transaction per age while there are writes.
@@ -47,7 +47,7 @@ type StateConfig struct {
 }
 
 func (c StateConfig) validate() (StateConfig, error) {
-	c.BufferBytes = cmp.Or(c.BufferBytes, 16<<20)
+	c.BufferBytes = cmp.Or(c.BufferBytes, 48<<20)
 	c.BufferAge = cmp.Or(c.BufferAge, time.Second)
 	c.MaxData = cmp.Or(c.MaxData, 64<<30)
 	c.RewriteFree = cmp.Or(c.RewriteFree, 64<<20)
@@ -500,12 +500,16 @@ func (s *State) nudge() {
 	}
 }
 
-// holdBack waits while the buffer holds more than twice its bound.
+// holdBack waits while more than twice the buffer's bound is in memory.
 func (s *State) holdBack() error {
 	for {
 		progress := s.nextProgress()
 		g := s.gen.Load()
-		if g.active.bytes <= 2*s.cfg.BufferBytes || s.Err() != nil || g.file == s.stuck.Load() {
+		held := g.active.bytes
+		if g.frozen != nil {
+			held += g.frozen.bytes
+		}
+		if held <= 2*s.cfg.BufferBytes || s.Err() != nil || g.file == s.stuck.Load() {
 			return nil
 		}
 		s.nudge()

@@ -24,6 +24,8 @@ import (
 
 // openTestState opens a state that flushes only when asked, unless cfg says
 // otherwise, and checks when the test ends that the file is in order.
+func init() { flushPages = 32 }
+
 func openTestState(t testing.TB, cfg StateConfig) *State {
 	t.Helper()
 	if cfg.Dir == "" {
@@ -440,7 +442,7 @@ func TestFlushesHappenByThemselves(t *testing.T) {
 	}
 }
 
-func TestApplyingWaitsWhileTheBufferIsTwiceItsBound(t *testing.T) {
+func TestApplyingWaitsWhileTwiceTheBoundIsInMemory(t *testing.T) {
 	const bound = 64 << 10
 	s := openTestState(t, StateConfig{BufferBytes: bound})
 	s.flushing.Lock() // no flush gets on
@@ -463,6 +465,34 @@ func TestApplyingWaitsWhileTheBufferIsTwiceItsBound(t *testing.T) {
 	if s.Stats().Keys != 400 {
 		t.Errorf("%d keys", s.Stats().Keys)
 	}
+}
+
+// What is being flushed counts too, or a slow disk would see the buffer fill twice.
+func TestAFlushUnderWayCountsAgainstTheBound(t *testing.T) {
+	const bound = 64 << 10
+	s := openTestState(t, StateConfig{BufferBytes: bound})
+	tx, err := s.gen.Load().file.db.Begin(true) // a flush freezes the buffer and waits
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range 400 {
+			putKey(t, s, fmt.Sprint(i), strings.Repeat("v", 1<<10))
+		}
+	}()
+	eventually(t, "a full buffer", func() bool { return s.gen.Load().frozen != nil && s.Stats().BufferBytes > 2*bound })
+	for range 30 {
+		if n := s.Stats().BufferBytes; n > 2*bound+4<<10 {
+			t.Fatalf("%d bytes are in memory", n)
+		}
+		time.Sleep(time.Millisecond) // let a faulty writer run on
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	<-done
 }
 
 func TestAFailedFlushIsFinalAndReadsGoOn(t *testing.T) {
