@@ -1,5 +1,10 @@
 package command
 
+import (
+	"encoding/json"
+	"strings"
+)
+
 // Level is the highest command level this build knows. It goes up by one
 // whenever a kind of command, or a field that changes what a command does, is
 // added; a leader then proposes nothing above the lowest level of all members.
@@ -67,8 +72,12 @@ type Init struct {
 // MemberSet adds a member or replaces the one with the same ID.
 type MemberSet struct{ Member Member }
 
-// MemberRemove removes a member. Removing an unknown one changes nothing.
-type MemberRemove struct{ ID string }
+// MemberRemove removes a member; Barred also keeps it from coming back under its
+// ID. Removing an unknown one changes nothing else.
+type MemberRemove struct {
+	ID     string
+	Barred bool
+}
 
 // PutMode says under which condition a Put happens.
 type PutMode uint8
@@ -197,7 +206,10 @@ func Validate(c Command) error {
 	case *Txn:
 		for i := range c.Ops {
 			check := validKey
-			if v := c.Ops[i].Verb; v == VerbGetTree || v == VerbDeleteTree {
+			switch v := c.Ops[i].Verb; {
+			case v == 0 || v >= verbEnd:
+				return ErrInvalidCommand.With("%v", v)
+			case v == VerbGetTree || v == VerbDeleteTree:
 				check = validPrefix
 			}
 			if err := check(c.Ops[i].Key); err != nil {
@@ -205,9 +217,12 @@ func Validate(c Command) error {
 			}
 		}
 	case *SessionCreate:
+		if s := &c.Session; strings.Contains(s.ID, "/") || len(s.ServiceChecks) > 0 && !json.Valid(s.ServiceChecks) {
+			return ErrInvalidCommand.With("session %q", s.ID)
+		}
 		return validName("session id", c.Session.ID)
 	case *Once:
-		if c.Command == nil {
+		if c.Command == nil || c.Command.Kind() == KindOnce {
 			return ErrInvalidCommand.With("nothing to be done once")
 		}
 		if err := validName("idempotency key", c.Key); err != nil {

@@ -4,12 +4,13 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 )
 
 // A log entry is
 //
-//	version (1 byte) | stamp (8) | wall (8) | commands
+//	version (1 byte) | term (8) | stamp (8) | wall (8) | commands
 //
 // and each command
 //
@@ -21,8 +22,8 @@ import (
 // Integers are big endian or uvarint; strings and byte slices are a uvarint
 // length and the bytes. Bodies of rare commands are JSON.
 const (
-	entryVersion = 1
-	entryHeader  = 1 + 8 + 8
+	entryVersion = 2 // no older one was ever released
+	entryHeader  = 1 + 8 + 8 + 8
 	kindHasID    = 0x80
 )
 
@@ -35,6 +36,11 @@ type Stamp int64
 // Entry is the data of one Raft log entry: writes that share it, and when it
 // was proposed.
 type Entry struct {
+	// Term is the Raft term it was proposed for. In a log entry of another term
+	// nothing of it is carried out: so a write that was meant for one leader
+	// cannot happen under a later one, after its sender took it for lost. 0 is
+	// any term.
+	Term  uint64
 	Stamp Stamp
 	// Wall is the proposer's wall clock, for display only.
 	Wall     time.Time
@@ -50,10 +56,13 @@ func NewEntry(size int) []byte {
 	return b
 }
 
+// SetTerm writes the term an encoded entry is proposed for.
+func SetTerm(entry []byte, term uint64) { binary.BigEndian.PutUint64(entry[1:], term) }
+
 // SetTime writes stamp and wall clock into an encoded entry.
 func SetTime(entry []byte, stamp Stamp, wall time.Time) {
-	binary.BigEndian.PutUint64(entry[1:], uint64(stamp))
-	binary.BigEndian.PutUint64(entry[9:], uint64(wall.UnixNano()))
+	binary.BigEndian.PutUint64(entry[9:], uint64(stamp))
+	binary.BigEndian.PutUint64(entry[17:], uint64(wall.UnixNano()))
 }
 
 // Append adds an encoded command to an entry, or to an empty slice to get the
@@ -67,10 +76,11 @@ func Append(entry []byte, c Command) []byte {
 
 // AppendWithID is Append for a command that has an ID.
 func AppendWithID(entry []byte, id ID, c Command) []byte {
+	body := c.append(nil)
+	entry = slices.Grow(entry, 1+8+2*binary.MaxVarintLen64+len(body))
 	entry = append(entry, byte(c.Kind())|kindHasID)
 	entry = binary.BigEndian.AppendUint64(entry, id.Run)
 	entry = binary.AppendUvarint(entry, id.Seq)
-	body := c.append(nil)
 	entry = binary.AppendUvarint(entry, uint64(len(body)))
 	return append(entry, body...)
 }
@@ -88,8 +98,9 @@ func DecodeEntry(b []byte) (Entry, error) {
 		return Entry{}, fmt.Errorf("entry version %d is not known to this build", b[0])
 	}
 	e := Entry{
-		Stamp: Stamp(binary.BigEndian.Uint64(b[1:])),
-		Wall:  time.Unix(0, int64(binary.BigEndian.Uint64(b[9:]))),
+		Term:  binary.BigEndian.Uint64(b[1:]),
+		Stamp: Stamp(binary.BigEndian.Uint64(b[9:])),
+		Wall:  time.Unix(0, int64(binary.BigEndian.Uint64(b[17:]))),
 	}
 	b = b[entryHeader:]
 	for len(b) > 0 {
@@ -160,7 +171,9 @@ func decode(kind Kind, b []byte) (c Command, rest []byte, err error) {
 		body.json(&v.Member)
 		c = v
 	case KindMemberRemove:
-		c = &MemberRemove{ID: body.rest()}
+		v := &MemberRemove{Barred: body.byte() == 1}
+		v.ID = body.rest()
+		c = v
 	case KindPut:
 		v := &Put{Mode: PutMode(body.byte()), Flags: body.uint()}
 		switch v.Mode {
@@ -233,7 +246,7 @@ func decode(kind Kind, b []byte) (c Command, rest []byte, err error) {
 func (*Term) append(b []byte) []byte           { return b }
 func (c *Init) append(b []byte) []byte         { return appendJSON(b, c) }
 func (c *MemberSet) append(b []byte) []byte    { return appendJSON(b, &c.Member) }
-func (c *MemberRemove) append(b []byte) []byte { return append(b, c.ID...) }
+func (c *MemberRemove) append(b []byte) []byte { return append(appendBool(b, c.Barred), c.ID...) }
 
 func (c *Put) append(b []byte) []byte {
 	b = append(b, byte(c.Mode))

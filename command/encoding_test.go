@@ -1,8 +1,11 @@
 package command
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 )
@@ -12,6 +15,7 @@ var everyCommand = []Command{
 	&Init{Cluster: Cluster{ID: "c", Datacenter: "dc1", HomeSite: "home", Epoch: 1}, Members: []Member{{ID: "n1-0", Name: "n1", Site: "home", Role: RoleVoter, Level: 1}}},
 	&MemberSet{Member: Member{ID: "e1-0", Name: "e1", Site: "east", Role: RoleLearner, RaftAddr: "a:1", HTTPAddr: "a:2", Version: "v", Level: 1}},
 	&MemberRemove{ID: "n1-0"},
+	&MemberRemove{ID: "n1-0", Barred: true},
 	&Put{Key: "a", Value: []byte("v"), Flags: 3304740253564472344},
 	&Put{Key: "a", Value: []byte{}, Mode: PutCAS, Index: 1 << 60},
 	&Put{Key: "a", Value: []byte("v"), Mode: PutAcquire, Session: "s"},
@@ -22,6 +26,41 @@ var everyCommand = []Command{
 	&DeleteTree{Prefix: "a/"},
 	&Compact{Revision: 1 << 40},
 	&PutMany{KVs: []KV{{Key: "x", Value: []byte("1"), Flags: 1}, {Key: "y", Value: []byte{}}}},
+	&SessionCreate{Session: Session{ID: "s"}},
+	&SessionCreate{Session: Session{
+		ID: "s", Name: "n", Node: "n1", LockDelay: time.Millisecond, Behavior: BehaviorDelete, TTL: "2.83893084526062s",
+		NodeChecks: []string{"serfHealth"}, ServiceChecks: json.RawMessage(`[{"ID":"c"}]`),
+	}},
+	&SessionDestroy{ID: "s"},
+	&Txn{Ops: []TxnOp{}},
+	&Txn{Ops: everyOp},
+	&Once{Key: "k", Request: [16]byte{1, 15: 2}, Retention: time.Minute, Limit: 1 << 40, Command: &Txn{Ops: everyOp}},
+	&Once{Key: "k", Command: &Delete{Key: "a"}},
+	&SettingPut{Name: "autopilot", Value: []byte("{}")},
+	&SettingPut{Name: "autopilot", Value: []byte("{}"), CAS: true, Index: 1 << 40},
+	&Stage{ID: "a", Piece: 7, Data: []byte("piece")},
+	&Restore{ID: "a", Pieces: 8, SHA256: [32]byte{3, 31: 4}},
+}
+
+// everyOp has an operation of each verb.
+var everyOp = func() (ops []TxnOp) {
+	for v := Verb(1); v < verbEnd; v++ {
+		ops = append(ops, TxnOp{Verb: v, Key: "a/b", Value: []byte("v"), Flags: 1 << 60, Index: uint64(v), Session: "s"})
+	}
+	return ops
+}()
+
+var everyResult = []Result{
+	{},
+	{OK: true, Revision: 1 << 63},
+	{Err: ErrInvalidSession.With("%q", "x"), Revision: 3},
+	{OK: true, Revision: 9, Txn: &TxnResult{}},
+	{OK: true, Revision: 9, Txn: &TxnResult{Records: []Record{
+		{Key: "a", Value: []byte("v"), Flags: 1 << 60, LockIndex: 2, Session: "s", CreateRevision: 3, ModifyRevision: 9},
+		{Key: "b", Value: []byte{}},
+	}}},
+	{Revision: 8, Txn: &TxnResult{Errors: []TxnError{{What: "this"}, {Op: 127, What: "that"}}}},
+	{Err: ErrCompacted, Revision: 8, Txn: &TxnResult{Errors: []TxnError{{Op: 1}}}},
 }
 
 func TestEntryReadsBackAsItWasWritten(t *testing.T) {
@@ -31,12 +70,13 @@ func TestEntryReadsBackAsItWasWritten(t *testing.T) {
 	}
 	wall := time.Unix(12, 34)
 	SetTime(b, 99, wall)
+	SetTerm(b, 7)
 	e, err := DecodeEntry(b)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e.Stamp != 99 || !e.Wall.Equal(wall) {
-		t.Errorf("time %v %v", e.Stamp, e.Wall)
+	if e.Term != 7 || e.Stamp != 99 || !e.Wall.Equal(wall) {
+		t.Errorf("term %d, time %v %v", e.Term, e.Stamp, e.Wall)
 	}
 	if !reflect.DeepEqual(e.Commands, everyCommand) {
 		t.Errorf("got  %+v\nwant %+v", e.Commands, everyCommand)
@@ -57,25 +97,50 @@ func TestDamagedEntriesAreErrors(t *testing.T) {
 	}
 }
 
+// What was decoded once is encoded and decoded without a change.
 func FuzzDecodeEntry(f *testing.F) {
 	for _, c := range everyCommand {
 		f.Add(Append(NewEntry(0), c))
+		f.Add(AppendWithID(NewEntry(0), ID{1 << 60, 3}, c))
+	}
+	encode := func(e Entry) []byte {
+		b := NewEntry(0)
+		for i, c := range e.Commands {
+			if id := e.IDs[i]; id != (ID{}) {
+				b = AppendWithID(b, id, c)
+			} else {
+				b = Append(b, c)
+			}
+		}
+		SetTime(b, e.Stamp, e.Wall)
+		SetTerm(b, e.Term)
+		return b
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e, err := DecodeEntry(b)
 		if err != nil {
 			return
 		}
-		again := NewEntry(0)
-		for _, c := range e.Commands {
-			again = Append(again, c)
-		}
-		SetTime(again, e.Stamp, e.Wall)
+		again := encode(e)
 		second, err := DecodeEntry(again)
-		if err != nil || !reflect.DeepEqual(e.Commands, second.Commands) {
+		if err != nil || !bytes.Equal(encode(second), again) || !slices.Equal(second.IDs, e.IDs) {
 			t.Errorf("%+v encodes to something else: %+v, %v", e.Commands, second.Commands, err)
 		}
 	})
+}
+
+func TestAForwardedCommandKeepsItsID(t *testing.T) {
+	for _, c := range everyCommand {
+		id, got, rest, err := DecodeWithID(append(AppendWithID(nil, ID{1 << 60, 9}, c), "rest"...))
+		if err != nil || id != (ID{1 << 60, 9}) || string(rest) != "rest" || !reflect.DeepEqual(got, c) {
+			t.Errorf("%+v with an id is %+v with %v, %q left, %v", c, got, id, rest, err)
+		}
+		for _, b := range [][]byte{Append(nil, c), AppendWithID(nil, ID{}, c)} {
+			if KindOf(b) != c.Kind() {
+				t.Errorf("%T is of kind %d", c, KindOf(b))
+			}
+		}
+	}
 }
 
 func TestErrorsKeepTheirIdentityOverTheWire(t *testing.T) {
@@ -101,13 +166,9 @@ func TestErrorsKeepTheirIdentityOverTheWire(t *testing.T) {
 }
 
 func TestResultReadsBackAsItWasWritten(t *testing.T) {
-	for _, r := range []Result{{OK: true, Revision: 1 << 63}, {}, {Err: ErrInvalidSession.With("%q", "x"), Revision: 3}} {
-		got, err := DecodeResult(AppendResult(nil, r))
-		if err != nil || got.OK != r.OK || got.Revision != r.Revision || (got.Err == nil) != (r.Err == nil) {
-			t.Errorf("%+v comes back as %+v, %v", r, got, err)
-		}
-		if r.Err != nil && got.Err.Error() != r.Err.Error() {
-			t.Errorf("error %q comes back as %q", r.Err, got.Err)
+	for _, r := range everyResult {
+		if got, err := DecodeResult(AppendResult(nil, r)); err != nil || !reflect.DeepEqual(got, r) {
+			t.Errorf("%+v %+v comes back as %+v %+v, %v", r, r.Txn, got, got.Txn, err)
 		}
 	}
 }
@@ -127,7 +188,13 @@ func BenchmarkDecodeEntryOf64Puts(b *testing.B) {
 
 func TestWhatNoStateCanHoldIsRefusedBeforeItIsProposed(t *testing.T) {
 	long := string(make([]byte, MaxKey+1))
-	for _, c := range []Command{&Put{}, &Put{Key: long}, &Delete{}, &Delete{Key: long}, &DeleteTree{Prefix: long}, &PutMany{KVs: []KV{{Key: "a"}, {}}}} {
+	for _, c := range []Command{&Put{}, &Put{Key: long}, &Delete{}, &Delete{Key: long}, &DeleteTree{Prefix: long}, &PutMany{KVs: []KV{{Key: "a"}, {}}},
+		&Put{Key: "\x00s/"}, &DeleteTree{Prefix: "\x00"},
+		&Txn{Ops: []TxnOp{{Verb: VerbGet}}}, &Txn{Ops: []TxnOp{{Verb: VerbSet, Key: "\x00"}}}, &Txn{Ops: []TxnOp{{Verb: verbEnd, Key: "a"}}}, &Txn{Ops: []TxnOp{{Key: "a"}}},
+		&SessionCreate{}, &SessionCreate{Session: Session{ID: "a/b"}}, &SessionCreate{Session: Session{ID: long}}, &SessionCreate{Session: Session{ID: "s", ServiceChecks: json.RawMessage("{")}},
+		&Once{Key: "k"}, &Once{Command: &Term{}}, &Once{Key: long, Command: &Term{}}, &Once{Key: "k", Command: &Put{}}, &Once{Key: "k", Command: &Once{Key: "k", Command: &Term{}}},
+		&SettingPut{}, &Stage{}, &Restore{ID: long},
+	} {
 		if err := Validate(c); !errors.Is(err, ErrInvalidCommand) {
 			t.Errorf("%T: %v", c, err)
 		}
@@ -135,6 +202,19 @@ func TestWhatNoStateCanHoldIsRefusedBeforeItIsProposed(t *testing.T) {
 	for _, c := range everyCommand {
 		if err := Validate(c); err != nil {
 			t.Errorf("%T: %v", c, err)
+		}
+	}
+}
+
+func TestEveryVerbIsFoundByItsName(t *testing.T) {
+	for v := Verb(1); v < verbEnd; v++ {
+		if got, ok := VerbNamed(v.String()); !ok || got != v {
+			t.Errorf("%v is found as %v", v, got)
+		}
+	}
+	for _, name := range []string{"", "SET", "verb 0"} {
+		if v, ok := VerbNamed(name); ok {
+			t.Errorf("%q is %v", name, v)
 		}
 	}
 }

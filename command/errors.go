@@ -47,11 +47,11 @@ var (
 	// While looking for a leader or losing one.
 
 	// ErrNoLeader: no leader was found within the time a request may wait.
-	// Nothing was proposed.
+	// Nothing was done.
 	ErrNoLeader = sentinel("no_leader", "No cluster leader",
 		"wait for an election to finish, or check that a majority of the voters is running and connected")
-	// ErrNotLeader: the asked node does not lead; nothing was proposed, so the
-	// request may go to another node.
+	// ErrNotLeader: the asked node does not lead, or led no longer when the write
+	// reached the log; nothing was done, so the request may go to another node.
 	ErrNotLeader = sentinel("not_leader", "node is not the leader", "ask the leader")
 	// ErrOutcomeUnknown: leadership or the connection to the leader was lost
 	// after the write was handed over. It may have happened or not.
@@ -74,6 +74,9 @@ var (
 	// ErrOnceFull: too many results of writes with idempotency keys are kept.
 	ErrOnceFull = sentinel("idempotency_full", "too many writes with idempotency keys are remembered",
 		"wait until some have passed their retention, or raise --idempotency-bytes on every node")
+	// ErrNoTarget: an operator named a member that is none, or that the wish cannot be
+	// fulfilled for. Nothing was changed.
+	ErrNoTarget = sentinel("no_target", "member does not fit", "GET /v1/operator/autopilot/health shows all members")
 	// ErrArchive: an archive is not one of Holdfast's, or is damaged or not complete.
 	// Nothing was changed.
 	ErrArchive = sentinel("invalid_archive", "archive cannot be restored", "use an archive that Holdfast has written, whole and unchanged")

@@ -88,10 +88,11 @@ type View interface {
 	KVRevisionAt(revision uint64) (uint64, error)
 	// PrefixRevisionAt is PrefixRevision as it was at a revision.
 	PrefixRevisionAt(prefix string, revision uint64) (uint64, error)
-	// Changes calls fn for each change of a key under the prefix, from the first
-	// of revision from to the last of revision to, in order, until fn returns
-	// false. A to beyond the view's revision ends there.
-	Changes(prefix string, from, to uint64, fn func(Change) bool) error
+	// ChangesAfter calls fn for each change of a key under the prefix, from
+	// behind a position to the last of revision to, in order, until fn returns
+	// false. Behind all changes of a revision is the position with the largest K.
+	// A to beyond the view's revision ends there.
+	ChangesAfter(prefix string, after Position, to uint64, fn func(Change) bool) error
 	// KeyHistory calls fn for each kept change of a key, newest first, until fn
 	// returns false. The last is the one that held at OldestRevision.
 	KeyHistory(key string, fn func(Change) bool) error
@@ -115,6 +116,8 @@ type View interface {
 	// Setting returns one of the cluster's settings and its revision, 0 when it was
 	// never set.
 	Setting(name string) (value []byte, revision uint64, err error)
+	// Barred reports whether the member of an ID was removed for good.
+	Barred(id string) (bool, error)
 	Close()
 }
 

@@ -17,7 +17,7 @@ const (
 // Session is what a lock belongs to. It lives until it is destroyed or, with a
 // TTL, until the leader has not heard of it for twice as long.
 type Session struct {
-	// ID is a UUID, made before the session is proposed.
+	// ID is a UUID, made before the session is proposed; it has no slash.
 	ID   string `json:"id"`
 	Name string `json:"name,omitempty"`
 	Node string `json:"node,omitempty"`

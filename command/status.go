@@ -132,3 +132,54 @@ type NodeStatus struct {
 	Started         time.Time
 	Version         string
 }
+
+// Health is how the leader sees the cluster.
+type Health struct {
+	// Healthy: every member is. FailureTolerance is how many voters may fail before
+	// there is no majority of healthy ones.
+	Healthy          bool
+	FailureTolerance int
+	Leader           string // id
+	// Configuration is the index of the Raft configuration the members are from.
+	Configuration uint64
+	Members       []MemberHealth // in the order of their names
+}
+
+// MemberHealth is how the leader sees one member.
+type MemberHealth struct {
+	ID, Name, Site, Address, Version string
+	Voter, Leader                    bool
+	// LastContact is the time since the member reported to the leader; negative when
+	// it has not.
+	LastContact         time.Duration
+	LastTerm, LastIndex uint64 // of the last entry in its log
+	Healthy             bool
+	// StableSince is since when Healthy is what it is, as this leader has seen it.
+	StableSince time.Time
+}
+
+// Autopilot is the cluster's setting of that name.
+type Autopilot struct {
+	// CleanupDeadServers, MinQuorum and the fields below ServerStabilizationTime
+	// are kept and shown. No member is removed by itself yet but one whose name a
+	// new member takes.
+	CleanupDeadServers bool
+	// LastContactThreshold and MaxTrailingLogs are how long a healthy member may
+	// have been silent, beyond the half second between its reports, and how many
+	// entries it may lack.
+	LastContactThreshold time.Duration
+	MaxTrailingLogs      uint64
+	MinQuorum            uint64
+	// ServerStabilizationTime is how long a new member must have been healthy
+	// before it becomes a voter.
+	ServerStabilizationTime time.Duration
+	RedundancyZoneTag       string
+	DisableUpgradeMigration bool
+	UpgradeVersionTag       string
+}
+
+// SettingAutopilot names the setting that holds an Autopilot as JSON.
+const SettingAutopilot = "autopilot"
+
+// DefaultAutopilot is what holds while the setting was never set.
+var DefaultAutopilot = Autopilot{LastContactThreshold: 200 * time.Millisecond, MaxTrailingLogs: 250}

@@ -2,6 +2,7 @@ package command
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 )
 
@@ -61,6 +62,9 @@ func (v Verb) Writes() bool {
 	}
 	return false
 }
+
+// Gets reports whether what the verb gives has a value.
+func (v Verb) Gets() bool { return v == VerbGet || v == VerbGetOrEmpty || v == VerbGetTree }
 
 // TxnOp is one operation of a transaction. Which fields count, the verb says.
 type TxnOp struct {
@@ -140,6 +144,84 @@ func (op *TxnOp) Check(rec *Record, exists bool) string {
 		}
 	}
 	return ""
+}
+
+// Run carries out the operations in order by means of do, which says what an
+// operation gives or why it fails. One behind a failing one is still judged. The
+// error is the first that do returns.
+func (c *Txn) Run(do func(i int, op *TxnOp) (recs []Record, what string, err error)) (*TxnResult, error) {
+	t := &TxnResult{}
+	for i := range c.Ops {
+		recs, what, err := do(i, &c.Ops[i])
+		switch {
+		case err != nil:
+			return nil, err
+		case what != "":
+			t.Errors = append(t.Errors, TxnError{Op: i, What: what})
+		default:
+			t.Records = append(t.Records, recs...)
+		}
+	}
+	if t.Errors != nil {
+		t.Records = nil
+	}
+	return t, nil
+}
+
+// Read carries out a transaction that writes nothing on a view. Errors are those
+// of the view.
+func (c *Txn) Read(v View) (*TxnResult, error) {
+	return c.Run(func(_ int, op *TxnOp) ([]Record, string, error) { return op.Read(viewReader{v}) })
+}
+
+// TxnReader is what the operations of a transaction read: the state, as the
+// operations before have left it.
+type TxnReader interface {
+	// Get returns the record of a key; ok is false when there is none.
+	Get(key string) (rec Record, ok bool, err error)
+	// Scan calls fn for each record whose key starts with prefix, in ascending byte
+	// order, until fn returns false.
+	Scan(prefix string, fn func(Record) bool) error
+}
+
+type viewReader struct{ v View }
+
+func (r viewReader) Get(key string) (rec Record, ok bool, err error) {
+	rec, err = r.v.Get(key)
+	if errors.Is(err, ErrKeyNotFound) {
+		return Record{}, false, nil
+	}
+	return rec, err == nil, err
+}
+
+func (r viewReader) Scan(prefix string, fn func(Record) bool) error {
+	return r.v.Scan(prefix, "", fn)
+}
+
+// Read carries out an operation that writes nothing: it returns the records that
+// the operation gives, or why it fails.
+func (op *TxnOp) Read(from TxnReader) (recs []Record, what string, err error) {
+	if op.Verb == VerbGetTree {
+		err = from.Scan(op.Key, func(rec Record) bool {
+			recs = append(recs, rec)
+			return true
+		})
+		return recs, "", err
+	}
+	rec, exists, err := from.Get(op.Key)
+	if err != nil {
+		return nil, "", err
+	}
+	if what = op.Check(&rec, exists); what != "" || op.Verb == VerbCheckNotExists {
+		return nil, what, nil
+	}
+	switch {
+	case !exists:
+		rec = Record{Key: op.Key, Flags: op.Flags} // get-or-empty
+	case !op.Verb.Gets():
+		rec.Value = nil
+	}
+	return []Record{rec}, "", nil
 }
 
 func (c *Txn) append(b []byte) []byte {

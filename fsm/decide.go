@@ -13,8 +13,21 @@ import (
 // everything equal makes none, and its result names the revision at which that
 // was decided.
 func decide(b *store.Batch, c command.Command) (command.Result, error) {
-	res := command.Result{OK: true}
-	var err error
+	res, err := carryOut(b, c)
+	if err != nil {
+		return command.Result{}, err
+	}
+	revision := b.Step()
+	if res.Revision == 0 {
+		res.Revision = revision
+	}
+	return res, nil
+}
+
+// carryOut is decide without closing the revision. A result that has a Revision
+// keeps it: a repeated command has that of the first.
+func carryOut(b *store.Batch, c command.Command) (res command.Result, err error) {
+	res.OK = true
 	switch c := c.(type) {
 	case *command.Term:
 	case *command.Init:
@@ -24,6 +37,9 @@ func decide(b *store.Batch, c command.Command) (command.Result, error) {
 	case *command.MemberRemove:
 		if _, ok := b.Member(c.ID); ok {
 			b.RemoveMember(c.ID)
+		}
+		if c.Barred {
+			bar(b, c.ID)
 		}
 	case *command.Put:
 		res, err = put(b, c)
@@ -37,16 +53,25 @@ func decide(b *store.Batch, c command.Command) (command.Result, error) {
 				break
 			}
 		}
+	case *command.SessionCreate:
+		err = createSession(b, &c.Session)
+	case *command.SessionDestroy:
+		err = destroySession(b, c.ID)
+	case *command.Txn:
+		res, _, err = txn(b, c)
+	case *command.Once:
+		res, err = once(b, c)
+	case *command.SettingPut:
+		res, err = putSetting(b, c)
 	case *command.Compact:
 		b.Compact(c.Revision)
+	case *command.Stage:
+		res, err = stage(b, c)
+	case *command.Restore: // comes last in its entry: see restore
 	default:
 		res = command.Result{Err: command.ErrInvalidCommand.With("kind %d", c.Kind())}
 	}
-	if err != nil {
-		return command.Result{}, err
-	}
-	res.Revision = b.Step()
-	return res, nil
+	return res, err
 }
 
 func initialise(b *store.Batch, c *command.Init) {
@@ -66,66 +91,18 @@ func setMember(b *store.Batch, m command.Member) {
 	b.SetMember(m)
 }
 
-func put(b *store.Batch, c *command.Put) (command.Result, error) {
-	switch c.Mode {
-	case command.PutAlways:
-		return command.Result{OK: true}, b.Set(c.Key, c.Value, c.Flags)
-	case command.PutCAS:
-		ok, err := matches(b, c.Key, c.Index)
-		if err != nil || !ok {
-			return command.Result{}, err
-		}
-		return command.Result{OK: true}, b.Set(c.Key, c.Value, c.Flags)
-	case command.PutAcquire:
-		// No command of this level creates a session, so none exists.
-		return command.Result{Err: command.ErrInvalidSession.With("%q", c.Session)}, nil
-	case command.PutRelease:
-		return command.Result{}, nil // nobody holds a lock
-	default:
-		return command.Result{Err: command.ErrInvalidCommand.With("put mode %d", c.Mode)}, nil
+// bar keeps a member from coming back.
+func bar(b *store.Batch, id string) {
+	if _, barred, err := b.Get(store.SpaceBarred + id); err == nil && !barred {
+		b.Put(command.Record{Key: store.SpaceBarred + id, CreateRevision: b.NextRevision()})
 	}
 }
 
-// matches is the condition of check-and-set: the key's ModifyRevision is index,
-// or index is 0 and there is no such key.
-func matches(b *store.Batch, key string, index uint64) (bool, error) {
-	modified, exists, err := b.Modified(key)
-	if err != nil {
-		return false, err
+// putSetting is a put of the setting's record.
+func putSetting(b *store.Batch, c *command.SettingPut) (command.Result, error) {
+	p := command.Put{Key: store.SpaceSettings + c.Name, Value: c.Value, Index: c.Index}
+	if c.CAS {
+		p.Mode = command.PutCAS
 	}
-	if !exists {
-		return index == 0, nil
-	}
-	return index != 0 && modified == index, nil
-}
-
-// remove deletes a key. Deleting an absent one succeeds, with any condition;
-// a condition on 0 never fits an existing key.
-func remove(b *store.Batch, c *command.Delete) (bool, error) {
-	modified, exists, err := b.Modified(c.Key)
-	switch {
-	case err != nil:
-		return false, err
-	case !exists:
-		return true, nil
-	case c.CAS && (c.Index == 0 || modified != c.Index):
-		return false, nil
-	}
-	b.Delete(c.Key)
-	return true, nil
-}
-
-func removeTree(b *store.Batch, prefix string) error {
-	// Collected first: the batch must not change under its own scan.
-	var keys []string
-	if err := b.ScanKeys(prefix, func(key string) bool {
-		keys = append(keys, key)
-		return true
-	}); err != nil {
-		return err
-	}
-	for _, key := range keys {
-		b.Delete(key)
-	}
-	return nil
+	return put(b, &p)
 }

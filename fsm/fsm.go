@@ -24,6 +24,7 @@ type FSM struct {
 	// at the last entry it holds completely, and readers may go on with it.
 	failed error
 	term   atomic.Uint64
+	observer
 }
 
 // New returns the state machine over state. fail is called once, with the
@@ -51,9 +52,14 @@ func (f *FSM) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
 // On return the batch is visible and will be applied again after a crash of
 // the process; it is durable in the log, not necessarily in the state file.
 //
+// Of an entry that was proposed for another term than it stands in, nothing is
+// carried out: the results of its commands are command.ErrNotLeader, on every
+// node.
+//
 // When a record that a decision needs is damaged, every response is
-// command.ErrDamaged and nothing was applied: the caller has the record mended and
-// calls again with the same entries, before any other.
+// command.ErrDamaged and nothing was applied, but for what is up to a restore: the
+// caller has the record mended and calls again with the same entries, before any
+// other.
 //
 // It panics on an entry it cannot decode: a replica that skipped it would
 // diverge from the others.
@@ -77,11 +83,13 @@ func (f *FSM) ApplyBatch(logs []*raft.Log) []any {
 
 func (f *FSM) apply(logs []*raft.Log, responses []any) error {
 	b := f.state.Begin()
-	defer b.Discard()
+	defer func() { b.Discard() }()
+	defer f.forget()
 	term := f.term.Load()
 	stamp, _ := f.state.Stamp()
 	for i, l := range logs {
 		if l.Index <= b.Applied() {
+			f.saw(l, nil, nil)
 			continue
 		}
 		switch l.Type {
@@ -97,22 +105,47 @@ func (f *FSM) apply(logs []*raft.Log, responses []any) error {
 			stamp = max(stamp, entry.Stamp)
 			b.Entry(l.Index, l.Term, stamp, entry.Wall)
 			results := make([]command.Result, len(entry.Commands))
+			responses[i] = results
+			f.saw(l, &entry, results)
+			if entry.Term != 0 && entry.Term != l.Term {
+				void(results)
+				continue
+			}
+			restores := false
 			for k, c := range entry.Commands {
-				if _, ok := c.(*command.Term); ok {
+				switch c.(type) {
+				case *command.Term:
 					term = l.Term
+				case *command.Restore:
+					restores = true
 				}
 				if results[k], err = decide(b, c); err != nil {
 					return fmt.Errorf("apply entry %d: %w", l.Index, err)
 				}
 			}
-			responses[i] = results
+			if !restores {
+				continue
+			}
+			switch replaced, err := restore(b, entry.Commands, results); {
+			case err != nil:
+				return fmt.Errorf("apply entry %d: %w", l.Index, err)
+			case replaced:
+				f.published(term)
+				b = f.state.Begin()
+			}
 		}
 	}
 	if err := b.Publish(); err != nil {
 		return fmt.Errorf("publish state: %w", err)
 	}
-	f.term.Store(term)
+	f.published(term)
 	return nil
+}
+
+// published notes that all entries so far are visible.
+func (f *FSM) published(term uint64) {
+	f.term.Store(term)
+	f.tell()
 }
 
 // Snapshot returns at once: the state file is the snapshot. Raft's snapshot

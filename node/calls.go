@@ -12,7 +12,7 @@ import (
 
 // The calls nodes make to each other. Numbers are part of the protocol.
 const (
-	methodPropose    uint8 = 1 // encoded command -> encoded result; leader only
+	methodPropose    uint8 = 1 // term, encoded command -> encoded result; leader only
 	methodTerm       uint8 = 2 // nothing -> term, epoch, cluster, id
 	methodReadIndex  uint8 = 3 // nothing -> point; leader only
 	methodLeaseIndex uint8 = 4 // the same, with lease
@@ -24,6 +24,11 @@ const (
 	methodSites      uint8 = 10
 	methodFetch      uint8 = 11 // take a copy from the caller; answers when it is complete
 	methodLineage    uint8 = 12 // revision -> lineage there
+	methodDecided    uint8 = 13 // term, write's ID -> applied index; leader only
+	methodRenew      uint8 = 14 // session's ID -> encoded session; leader only
+	methodHealth     uint8 = 20 // nothing -> command.Health; leader only
+	methodTransfer   uint8 = 21 // id or name of a voter -> nothing; leader only
+	methodRemove     uint8 = 22 // removal -> nothing; leader only
 )
 
 // Call serves a request of another node; it implements the transport's handler.
@@ -35,23 +40,7 @@ func (n *Node) Call(ctx context.Context, from command.Hello, method uint8, req [
 	}
 	switch method {
 	case methodPropose:
-		// Looked at before it can reach the log: what cannot be applied would
-		// stop every replica, at every start.
-		c, rest, err := command.Decode(req)
-		if err == nil && len(rest) > 0 {
-			err = fmt.Errorf("%d bytes too many", len(rest))
-		}
-		if err != nil {
-			return nil, command.ErrInvalidCommand.With("%v", err)
-		}
-		if err := command.Validate(c); err != nil {
-			return nil, err
-		}
-		res, err := n.group.submit(ctx, req)
-		if err != nil {
-			return nil, err
-		}
-		return command.AppendResult(nil, res), nil
+		return n.answerPropose(ctx, req)
 	case methodTerm:
 		return n.answerTerm(), nil
 	case methodReadIndex, methodLeaseIndex:
@@ -87,6 +76,16 @@ func (n *Node) Call(ctx context.Context, from command.Hello, method uint8, req [
 		return nil, n.fetchCopy(ctx, from.ID)
 	case methodLineage:
 		return n.answerLineage(req)
+	case methodDecided:
+		return n.answerDecided(ctx, req)
+	case methodRenew:
+		return n.answerRenew(ctx, req)
+	case methodHealth:
+		return n.answerHealth(ctx, req)
+	case methodTransfer:
+		return n.answerTransfer(ctx, req)
+	case methodRemove:
+		return n.answerRemove(ctx, req)
 	default:
 		return nil, fmt.Errorf("method %d is not known to this build", method)
 	}

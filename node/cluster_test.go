@@ -33,7 +33,7 @@ const patience = 20 * time.Second
 
 // member is one node and its parts.
 type member struct {
-	t    *testing.T
+	t    testing.TB
 	name string
 	dir  string
 	addr string
@@ -57,13 +57,13 @@ type member struct {
 }
 
 type cluster struct {
-	t       *testing.T
+	t       testing.TB
 	members map[string]*member
 	join    []string
 }
 
 // newCluster starts voters n1..n3 at home and waits for a leader.
-func newCluster(t *testing.T, edit func(*node.Config)) *cluster {
+func newCluster(t testing.TB, edit func(*node.Config)) *cluster {
 	c := &cluster{t: t, members: map[string]*member{}}
 	// All addresses must be known before the first node starts.
 	for i := range 3 {
@@ -117,7 +117,7 @@ var ports = struct {
 	next int
 }{next: 11000 + os.Getpid()%1000*10}
 
-func freeAddress(t *testing.T) string {
+func freeAddress(t testing.TB) string {
 	ports.Lock()
 	defer ports.Unlock()
 	for range 1000 {
@@ -258,7 +258,7 @@ func (m *member) stop() {
 }
 
 // eventually waits until ok, and fails the test when it never is.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	for !ok() {
@@ -288,8 +288,9 @@ func (c *cluster) leader() *member {
 	return leader
 }
 
-func (c *cluster) followers() []*member {
-	leader := c.leader()
+func (c *cluster) followers() []*member { return c.followersOf(c.leader()) }
+
+func (c *cluster) followersOf(leader *member) []*member {
 	var f []*member
 	for _, name := range []string{"n1", "n2", "n3"} {
 		if m := c.members[name]; m != leader {

@@ -62,6 +62,6 @@ func (n *Node) compact(due bool) (did bool, err error) {
 	if start <= oldest || !due && (start-oldest)*compactionParts < newest-oldest {
 		return false, nil
 	}
-	_, err = n.group.submit(n.ctx, command.Append(nil, &command.Compact{Revision: start}))
+	_, err = n.group.submit(n.ctx, write{encoded: command.Append(nil, &command.Compact{Revision: start})})
 	return err == nil, err
 }

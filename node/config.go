@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -149,9 +150,15 @@ type State interface {
 	// WaitApplied returns when Applied has reached index.
 	WaitApplied(ctx context.Context, index uint64) error
 	WaitRevision(ctx context.Context, revision uint64) error
+	// Watch's channel is closed at the first change of t after the call; stop
+	// must be called once.
+	Watch(t command.Target) (changed <-chan struct{}, stop func())
 	// Marker is the highest index the state machine was handed before the
 	// process last ended.
 	Marker() (index uint64, clean bool)
+	// Configuration is the last Raft configuration that was applied, and the index of
+	// its entry.
+	Configuration() (raft.Configuration, uint64)
 	// Stamp is the cluster time of the last applied entry.
 	Stamp() (command.Stamp, time.Time)
 	Certify(wall time.Time)
@@ -181,6 +188,12 @@ type State interface {
 	Damaged() []command.Damage
 	DamageFound() <-chan struct{}
 	Export(ctx context.Context, prefix string, revision uint64, fn func(command.Record) error) error
+	// Archive writes an archive of the state at the revision it tells begin.
+	Archive(ctx context.Context, begin func(revision uint64) io.Writer) error
+	// SpoolArchive takes an archive in and calls use with it once it is verified.
+	SpoolArchive(ctx context.Context, r io.Reader, use func(archive io.Reader, sum [sha256.Size]byte) error) error
+	// Restored is the id and the revision of the last restore.
+	Restored() (id string, revision uint64)
 }
 
 // FSM is the state machine.
@@ -188,6 +201,9 @@ type FSM interface {
 	raft.BatchingFSM
 	// Term is the Raft term of the last Term command applied by this process.
 	Term() uint64
+	// Observe has fn called for each entry of commands that was applied, in order.
+	// e and results are nil for one the state held already.
+	Observe(fn func(index, term uint64, e *command.Entry, results []command.Result))
 }
 
 // Logs is what the node needs of the log beyond raft.LogStore.

@@ -230,7 +230,10 @@ const (
 func (m machine) Restore(r io.ReadCloser) error {
 	m.node.still.RLock()
 	defer m.node.still.RUnlock()
-	return m.FSM.Restore(r)
+	err := m.FSM.Restore(r)
+	index, _ := m.node.parts.State.Applied()
+	m.node.own.jumped(index)
+	return err
 }
 
 // snapshots is the snapshot store as Raft uses it: a snapshot says what the state

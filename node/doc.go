@@ -7,7 +7,9 @@
 // Propose finds the leader. On the leader the write joins a group that shares
 // one log entry (group.go); elsewhere it travels to the leader on the node port
 // (calls.go) and joins a group there. Raft commits the entry, the state machine
-// applies it, and the results come back on the calls that asked.
+// applies it, and the results come back on the calls that asked. When an answer
+// is lost, the node finds out from its own state machine what became of the write
+// (own.go).
 //
 // # A read
 //
@@ -20,9 +22,10 @@
 // config.go and node.go say what a node is made of and how it lives; startup.go
 // brings it to where it was; copy.go takes what it lacks from others and gives
 // them what they lack; join.go makes it a member; leadership.go leads and hands
-// over; compaction.go decides how much history is kept; divergence.go compares
-// contents and heal.go replaces bad ones; peers.go remembers what others were seen
-// to hold; status.go and reports.go say how it and the others do.
+// over; sessions.go lets sessions expire; compaction.go decides how much history is
+// kept; divergence.go compares contents and heal.go replaces bad ones; peers.go
+// remembers what others were seen to hold; status.go and reports.go say how it and
+// the others do; operator.go does what operators ask for.
 //
 // # Goroutines
 //
@@ -32,6 +35,7 @@
 //	housekeeping sizes the log by bytes, remembers what peers were seen to hold
 //	compaction   moves the compaction point, while leading (compaction.go)
 //	healing      repairs or replaces contents that are bad (heal.go)
+//	sessions     ends sessions nobody renews, while leading (sessions.go)
 //	watch        turns Raft's leader observations into wake-ups
 //	group        one per entry in flight, ends when nothing is pending
 //

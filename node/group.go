@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,54 +19,65 @@ import (
 //
 // Each write keeps its own command, its own revision and its own result: only
 // the log entry is shared.
+//
+// A write is meant for one term and goes into entries of that term only. The
+// entry says so too: Raft may have lost its leadership, and won another, before
+// it takes the entry in.
 type group struct {
 	apply func(entry []byte) raft.ApplyFuture
 	stamp func() (command.Stamp, time.Time)
-	// admit says why a command must not be proposed now. It is asked with mu held.
+	// admit says why a write must not be proposed now. It is asked with mu held.
 	// Nil admits all.
-	admit    func(encoded []byte) error
+	admit    func(w write) error
 	inFlight int
 
 	mu      sync.Mutex
-	open    bool          // guarded by mu; false: submit refuses
+	term    uint64        // guarded by mu; in which this node leads and writes are let in, or 0
+	held    bool          // guarded by mu; nothing is let in for now
+	doubt   bool          // guarded by mu; an entry of this term failed, and may be in the log
 	pending []*proposal   // guarded by mu; in order of arrival
-	drivers int           // guarded by mu; entries in flight, <= inFlight
-	idle    chan struct{} // guarded by mu; closed when drivers falls to 0 while shut
+	flying  [][]*proposal // guarded by mu; the entries in flight, one for each driver
+	idle    chan struct{} // guarded by mu; closed when nothing is in flight
+	// revoked are the writes that must not be let in in this term; guarded by mu.
+	revoked map[command.ID]struct{}
 }
 
-// proposal is one write on its way.
+// write is a command on its way into the log.
+type write struct {
+	term    uint64 // that it is meant for; 0: whichever it is
+	id      command.ID
+	encoded []byte // with its id
+	grows   bool   // it may add to the data
+}
+
+// proposal is one write in the group.
 type proposal struct {
-	encoded []byte
-	done    chan struct{}
-	result  command.Result // written before done is closed
-	err     error
+	write
+	done   chan struct{}
+	result command.Result // written before done is closed
+	err    error
 }
 
 // maxGroup bounds how many commands share an entry, so that results stay a
 // small allocation and one slow command does not hold up thousands.
 const maxGroup = 1024
 
-// submit puts an encoded command into the next entry and waits for its result.
-// Errors: command.ErrNotLeader, or that of admit, nothing was proposed;
-// command.ErrOutcomeUnknown, it may have been committed. A write that returns a result is on a majority's
-// disks and applied on this node.
-func (g *group) submit(ctx context.Context, encoded []byte) (command.Result, error) {
-	p := &proposal{encoded: encoded, done: make(chan struct{})}
+// submit puts a write into the next entry and waits for its result.
+// Errors: command.ErrNotLeader, or that of admit, it has not happened and will not;
+// command.ErrOutcomeUnknown, it may have been committed. A write that returns a
+// result is on a majority's disks and applied on this node.
+func (g *group) submit(ctx context.Context, w write) (command.Result, error) {
+	p := &proposal{write: w, done: make(chan struct{})}
 	g.mu.Lock()
-	if !g.open {
+	if err := g.refuses(w); err != nil {
 		g.mu.Unlock()
-		return command.Result{}, command.ErrNotLeader
-	}
-	if g.admit != nil {
-		if err := g.admit(encoded); err != nil {
-			g.mu.Unlock()
-			return command.Result{}, err
-		}
+		return command.Result{}, err
 	}
 	g.pending = append(g.pending, p)
-	if g.drivers < g.inFlight {
-		g.drivers++
-		go g.drive(g.take())
+	if len(g.flying) < g.inFlight {
+		batch := g.take()
+		g.flying = append(g.flying, batch)
+		go g.drive(g.term, batch)
 	}
 	g.mu.Unlock()
 	select {
@@ -74,6 +86,20 @@ func (g *group) submit(ctx context.Context, encoded []byte) (command.Result, err
 	case <-ctx.Done():
 		return command.Result{}, command.ErrOutcomeUnknown.With("no answer in time")
 	}
+}
+
+// refuses says why a write is not let in. Called with mu held.
+func (g *group) refuses(w write) error {
+	if g.term == 0 || g.held || w.term != 0 && w.term != g.term {
+		return command.ErrNotLeader
+	}
+	if _, revoked := g.revoked[w.id]; revoked {
+		return command.ErrNotLeader
+	}
+	if g.admit == nil {
+		return nil
+	}
+	return g.admit(w)
 }
 
 // take removes the next entry's worth of proposals. It holds at least one,
@@ -97,14 +123,20 @@ func (g *group) take() []*proposal {
 
 // drive carries entries through Raft, one after the other, until nothing is
 // pending.
-func (g *group) drive(batch []*proposal) {
+func (g *group) drive(term uint64, batch []*proposal) {
 	for len(batch) > 0 {
-		g.commit(batch)
+		err := g.commit(term, batch)
 		g.mu.Lock()
-		batch = g.take()
-		if len(batch) == 0 {
-			g.drivers--
-			if g.drivers == 0 && g.idle != nil {
+		if term == g.term && errors.Is(err, command.ErrOutcomeUnknown) {
+			g.doubt = true
+		}
+		i := slices.IndexFunc(g.flying, func(b []*proposal) bool { return b[0] == batch[0] })
+		term, batch = g.term, g.take()
+		if len(batch) > 0 {
+			g.flying[i] = batch
+		} else {
+			g.flying = slices.Delete(g.flying, i, i+1)
+			if len(g.flying) == 0 && g.idle != nil {
 				close(g.idle)
 				g.idle = nil
 			}
@@ -113,8 +145,9 @@ func (g *group) drive(batch []*proposal) {
 	}
 }
 
-// commit proposes one entry and hands out its results.
-func (g *group) commit(batch []*proposal) {
+// commit proposes one entry and hands out its results. The error is that of the
+// entry.
+func (g *group) commit(term uint64, batch []*proposal) error {
 	size := 0
 	for _, p := range batch {
 		size += len(p.encoded)
@@ -125,17 +158,22 @@ func (g *group) commit(batch []*proposal) {
 	}
 	stamp, wall := g.stamp()
 	command.SetTime(entry, stamp, wall)
+	command.SetTerm(entry, term)
 
 	f := g.apply(entry)
 	results, err := outcome(f, len(batch))
 	for i, p := range batch {
-		if err != nil {
+		switch {
+		case err != nil:
 			p.err = err
-		} else {
+		case errors.Is(results[i].Err, command.ErrNotLeader):
+			p.err = command.ErrNotLeader // the entry came into the log in another term
+		default:
 			p.result = results[i]
 		}
 		close(p.done)
 	}
+	return err
 }
 
 // outcome waits for an entry and says what became of it.
@@ -162,25 +200,37 @@ func outcome(f raft.ApplyFuture, commands int) ([]command.Result, error) {
 	}
 }
 
-// unlock lets writes in.
-func (g *group) unlock() {
+// lead lets writes in that are meant for a term in which this node leads.
+func (g *group) lead(term uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.open = true
+	g.refuseAll()
+	g.term, g.held, g.doubt, g.revoked = term, false, false, nil
 }
 
-// lock keeps writes out from now on; what is pending still goes.
-func (g *group) lock() {
+// end keeps writes out until this node leads again. What no entry has taken yet
+// has not happened.
+func (g *group) end() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.open = false
+	g.refuseAll()
+	g.term = 0
 }
 
-// drain locks the group and waits until nothing is pending or in flight.
+// refuseAll refuses what is pending. Called with mu held.
+func (g *group) refuseAll() {
+	for _, p := range g.pending {
+		p.err = command.ErrNotLeader
+		close(p.done)
+	}
+	g.pending = nil
+}
+
+// drain keeps writes out and waits until nothing is pending or in flight.
 func (g *group) drain(ctx context.Context) error {
 	g.mu.Lock()
-	g.open = false
-	if g.drivers == 0 {
+	g.held = true
+	if len(g.flying) == 0 {
 		g.mu.Unlock()
 		return nil
 	}
@@ -195,4 +245,59 @@ func (g *group) drain(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// unlock lets writes in again after drain, if this node still leads.
+func (g *group) unlock() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.held = false
+}
+
+// settle returns when a write that was meant for a term is decided, or will never
+// be let in: from now on it is kept out if it has not arrived. So whoever has
+// applied what this node has applied when settle returns has the write's entry, or
+// there is none.
+//
+// Errors: command.ErrNotLeader, this node does not lead in that term, or an entry
+// of it is in doubt here too.
+func (g *group) settle(ctx context.Context, term uint64, id command.ID) error {
+	g.mu.Lock()
+	if g.term != term || term == 0 || g.doubt {
+		g.mu.Unlock()
+		return command.ErrNotLeader
+	}
+	p := g.find(id)
+	if p == nil {
+		if g.revoked == nil {
+			g.revoked = map[command.ID]struct{}{}
+		}
+		g.revoked[id] = struct{}{}
+	}
+	g.mu.Unlock()
+	if p == nil {
+		return nil
+	}
+	select {
+	case <-p.done:
+		if errors.Is(p.err, command.ErrOutcomeUnknown) {
+			return p.err
+		}
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// find returns the proposal with an id that is pending or in flight. Called with
+// mu held.
+func (g *group) find(id command.ID) *proposal {
+	for _, batch := range append(slices.Clone(g.flying), g.pending) {
+		for _, p := range batch {
+			if p.id == id {
+				return p
+			}
+		}
+	}
+	return nil
 }

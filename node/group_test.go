@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,6 +21,7 @@ type fakeApply struct {
 	entries []command.Entry
 	takes   time.Duration
 	err     error
+	void    bool // nothing of an entry is carried out
 }
 
 type fakeFuture struct {
@@ -49,18 +51,27 @@ func (a *fakeApply) apply(b []byte) raft.ApplyFuture {
 	results := make([]command.Result, len(e.Commands))
 	for i := range results {
 		results[i] = command.Result{OK: true, Revision: uint64(len(a.entries)*10_000 + i)}
+		if a.void {
+			results[i] = command.Result{Err: command.ErrNotLeader}
+		}
 	}
 	return &fakeFuture{response: results, err: a.err, done: time.After(a.takes)}
 }
 
 func newTestGroup(a *fakeApply, inFlight int) *group {
 	g := &group{apply: a.apply, inFlight: inFlight, stamp: func() (command.Stamp, time.Time) { return 7, time.Unix(9, 0) }}
-	g.unlock()
+	g.lead(testTerm)
 	return g
 }
 
-func encodedPut(key string, size int) []byte {
-	return command.Append(nil, &command.Put{Key: key, Value: make([]byte, size)})
+const testTerm = 5
+
+// lastID numbers the writes of these tests.
+var lastID atomic.Uint64
+
+func putOf(key string, size int) write {
+	id := command.ID{Run: 1, Seq: lastID.Add(1)}
+	return write{term: testTerm, id: id, encoded: command.AppendWithID(nil, id, &command.Put{Key: key, Value: make([]byte, size)})}
 }
 
 func TestGroupSharesEntriesAndKeepsResultsApart(t *testing.T) {
@@ -72,7 +83,7 @@ func TestGroupSharesEntriesAndKeepsResultsApart(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 500 {
 			wg.Go(func() {
-				res, err := g.submit(t.Context(), encodedPut("k", 10))
+				res, err := g.submit(t.Context(), putOf("k", 10))
 				if err != nil || !res.OK {
 					t.Errorf("submit: %+v, %v", res, err)
 				}
@@ -89,8 +100,8 @@ func TestGroupSharesEntriesAndKeepsResultsApart(t *testing.T) {
 			t.Errorf("500 writes at one moment took %d entries", len(a.entries))
 		}
 		for _, e := range a.entries {
-			if e.Stamp != 7 || !e.Wall.Equal(time.Unix(9, 0)) {
-				t.Errorf("entry has stamp %v, wall %v", e.Stamp, e.Wall)
+			if e.Term != testTerm || e.Stamp != 7 || !e.Wall.Equal(time.Unix(9, 0)) {
+				t.Errorf("entry has term %d, stamp %v, wall %v", e.Term, e.Stamp, e.Wall)
 			}
 		}
 	})
@@ -100,7 +111,7 @@ func TestGroupSendsALoneWriteAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newTestGroup(&fakeApply{}, 2)
 		began := time.Now()
-		if _, err := g.submit(t.Context(), encodedPut("k", 1)); err != nil {
+		if _, err := g.submit(t.Context(), putOf("k", 1)); err != nil {
 			t.Fatal(err)
 		}
 		if d := time.Since(began); d != 0 {
@@ -116,13 +127,13 @@ func TestGroupBoundsTheBytesOfAnEntry(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 40 {
 			wg.Go(func() {
-				if _, err := g.submit(t.Context(), encodedPut("k", 100<<10)); err != nil {
+				if _, err := g.submit(t.Context(), putOf("k", 100<<10)); err != nil {
 					t.Error(err)
 				}
 			})
 		}
 		wg.Go(func() { // larger than any entry should be, alone in one
-			if _, err := g.submit(t.Context(), encodedPut("k", 2*command.MaxEntry)); err != nil {
+			if _, err := g.submit(t.Context(), putOf("k", 2*command.MaxEntry)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -150,7 +161,7 @@ func TestGroupSaysWhetherAFailedWriteMayHaveHappened(t *testing.T) {
 		{errors.New("disk"), command.ErrOutcomeUnknown},
 	} {
 		g := newTestGroup(&fakeApply{err: c.err}, 1)
-		if _, err := g.submit(t.Context(), encodedPut("k", 1)); !errors.Is(err, c.want) {
+		if _, err := g.submit(t.Context(), putOf("k", 1)); !errors.Is(err, c.want) {
 			t.Errorf("%v becomes %v, want %v", c.err, err, c.want)
 		}
 	}
@@ -158,7 +169,7 @@ func TestGroupSaysWhetherAFailedWriteMayHaveHappened(t *testing.T) {
 		g := newTestGroup(&fakeApply{takes: time.Hour}, 1)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := g.submit(ctx, encodedPut("k", 1)); !errors.Is(err, command.ErrOutcomeUnknown) {
+		if _, err := g.submit(ctx, putOf("k", 1)); !errors.Is(err, command.ErrOutcomeUnknown) {
 			t.Errorf("a write without an answer in time: %v", err)
 		}
 		if err := g.drain(t.Context()); err != nil {
@@ -174,7 +185,7 @@ func TestDrainFinishesWhatIsUnderWayAndLetsNothingIn(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 10 {
 			wg.Go(func() {
-				if _, err := g.submit(t.Context(), encodedPut("k", 1)); err != nil {
+				if _, err := g.submit(t.Context(), putOf("k", 1)); err != nil {
 					t.Error(err)
 				}
 			})
@@ -189,9 +200,119 @@ func TestDrainFinishesWhatIsUnderWayAndLetsNothingIn(t *testing.T) {
 			}
 		})
 		synctest.Wait()
-		if _, err := g.submit(t.Context(), encodedPut("k", 1)); !errors.Is(err, command.ErrNotLeader) {
+		if _, err := g.submit(t.Context(), putOf("k", 1)); !errors.Is(err, command.ErrNotLeader) {
 			t.Errorf("submit while draining: %v", err)
 		}
 		wg.Wait()
+	})
+}
+
+// Under another term a write would come after others than its sender thinks.
+func TestAWriteGoesIntoEntriesOfItsTermOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &fakeApply{takes: time.Second}
+		g := newTestGroup(a, 1)
+		var wg sync.WaitGroup
+		first, waiting := putOf("first", 1), putOf("waiting", 1)
+		wg.Go(func() {
+			if _, err := g.submit(t.Context(), first); err != nil {
+				t.Errorf("in flight: %v", err)
+			}
+		})
+		synctest.Wait()
+		refused := false
+		wg.Go(func() {
+			_, err := g.submit(t.Context(), waiting)
+			refused = errors.Is(err, command.ErrNotLeader)
+		})
+		synctest.Wait()
+		g.end()
+		synctest.Wait()
+		if !refused {
+			t.Error("a write that was pending when the term ended is kept")
+		}
+		g.lead(testTerm + 1)
+		if _, err := g.submit(t.Context(), putOf("late", 1)); !errors.Is(err, command.ErrNotLeader) {
+			t.Errorf("meant for the term before: %v", err)
+		}
+		now := putOf("now", 1)
+		now.term = testTerm + 1
+		if _, err := g.submit(t.Context(), now); err != nil {
+			t.Errorf("meant for this term: %v", err)
+		}
+		wg.Wait()
+		if len(a.entries) != 2 || a.entries[0].Term != testTerm || a.entries[1].Term != testTerm+1 {
+			t.Errorf("entries: %+v", a.entries)
+		}
+	})
+}
+
+// Raft may lose its leadership, and win it again, before it takes an entry in.
+func TestAnEntryThatCameIntoTheLogInAnotherTermHasNotHappened(t *testing.T) {
+	g := newTestGroup(&fakeApply{void: true}, 1)
+	if _, err := g.submit(t.Context(), putOf("k", 1)); !errors.Is(err, command.ErrNotLeader) {
+		t.Errorf("submit: %v", err)
+	}
+}
+
+func TestAWriteThatIsAskedForIsDecidedOrNeverLetIn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &fakeApply{takes: time.Second}
+		g := newTestGroup(a, 1)
+		w, late := putOf("k", 1), putOf("late", 1)
+		decided := false
+		go func() {
+			if _, err := g.submit(t.Context(), w); err != nil {
+				t.Error(err)
+			}
+			decided = true
+		}()
+		synctest.Wait()
+		if err := g.settle(t.Context(), testTerm, w.id); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if !decided {
+			t.Error("a write in flight was called decided")
+		}
+		if err := g.settle(t.Context(), testTerm, late.id); err != nil {
+			t.Error(err)
+		}
+		if _, err := g.submit(t.Context(), late); !errors.Is(err, command.ErrNotLeader) {
+			t.Errorf("a write that was called lost is let in: %v", err)
+		}
+		for _, term := range []uint64{0, testTerm - 1, testTerm + 1} {
+			if err := g.settle(t.Context(), term, late.id); !errors.Is(err, command.ErrNotLeader) {
+				t.Errorf("settled for term %d: %v", term, err)
+			}
+		}
+		a.err = raft.ErrLeadershipLost
+		if _, err := g.submit(t.Context(), putOf("k", 1)); !errors.Is(err, command.ErrOutcomeUnknown) {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if err := g.settle(t.Context(), testTerm, late.id); !errors.Is(err, command.ErrNotLeader) {
+			t.Errorf("settled although an entry of the term is in doubt: %v", err)
+		}
+	})
+}
+
+func BenchmarkGroup(b *testing.B) {
+	results := make([]command.Result, maxGroup)
+	g := &group{inFlight: 3, stamp: func() (command.Stamp, time.Time) { return 0, time.Time{} }}
+	g.apply = func(e []byte) raft.ApplyFuture {
+		d, err := command.DecodeEntry(e)
+		return &fakeFuture{response: results[:len(d.Commands)], err: err}
+	}
+	g.lead(testTerm)
+	w := putOf("key", 100)
+	b.ReportAllocs()
+	b.SetParallelism(64)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, err := g.submit(b.Context(), w); err != nil {
+				b.Error(err)
+			}
+		}
 	})
 }

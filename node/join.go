@@ -516,6 +516,12 @@ func (n *Node) handleJoin(ctx context.Context, j join) (joined, error) {
 // same name that m replaces, empty if there is none.
 func (n *Node) admit(ctx context.Context, j join, cluster command.Cluster, members []command.Member) (former string, err error) {
 	m := j.Member
+	switch barred, err := n.barred(m.ID); {
+	case err != nil:
+		return "", err
+	case barred:
+		return "", command.ErrRemoved.With("%s", m.Name)
+	}
 	if j.Datacenter != cluster.Datacenter {
 		return "", command.ErrWrongCluster.With("its datacenter is %s, %s was started for %s", cluster.Datacenter, m.Name, j.Datacenter)
 	}
@@ -550,6 +556,16 @@ func (n *Node) admit(ctx context.Context, j join, cluster command.Cluster, membe
 		}
 	}
 	return former, nil
+}
+
+// barred reports whether a member was removed for good.
+func (n *Node) barred(id string) (bool, error) {
+	view, err := n.parts.State.View()
+	if err != nil {
+		return false, err
+	}
+	defer view.Close()
+	return view.Barred(id)
 }
 
 // add puts m into the members table and the Raft configuration, in place of

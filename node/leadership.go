@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -80,24 +79,28 @@ func (n *Node) beginLeading(term uint64) bool {
 	entry := command.Append(command.NewEntry(0), &command.Term{})
 	stamp, wall := n.stamp()
 	command.SetTime(entry, stamp, wall)
+	command.SetTerm(entry, term)
 	f := n.raft.Apply(entry, 0)
-	n.group.unlock()
+	n.group.lead(term)
 	if err := n.wait(f); err != nil || n.parts.FSM.Term() != term {
 		n.endLeading()
 		return false
 	}
 	base, _ := n.parts.State.Stamp()
 	n.time.Store(&clusterTime{base: base, since: n.cfg.Clock.Steady(), steady: n.cfg.Clock.Steady})
+	n.timers.begin(term)
 	n.log.Info("leading", "term", term)
 	return true
 }
 
 func (n *Node) endLeading() {
-	n.group.lock()
+	n.group.end()
+	n.timers.end()
 	n.time.Store(nil)
 	n.lastRound.Store(nil)
 	n.parts.Transport.SetLeading(false)
 	n.reports.clear()
+	n.health.clear()
 	n.log.Info("no longer leading")
 }
 
@@ -178,33 +181,5 @@ func (n *Node) StepDown(ctx context.Context) error {
 	if others, _ := n.voters(); len(others) == 0 {
 		return nil // nobody to hand over to
 	}
-	// A transfer has one election timeout to succeed, and a busy target misses
-	// it: so it is tried until ctx ends.
-	for {
-		err := n.group.drain(ctx)
-		if err == nil {
-			err = n.wait(n.raft.LeadershipTransfer())
-		}
-		if err == nil || n.raft.State() != raft.Leader {
-			break
-		}
-		n.group.unlock()
-		select {
-		case <-time.After(retryInterval):
-		case <-ctx.Done():
-			return err
-		}
-	}
-	for {
-		changed := n.changed.wait()
-		if id := n.leaderID(); id != "" && id != n.id {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-time.After(retryInterval):
-		case <-ctx.Done():
-			return errors.New("leadership was handed over, but no new leader is known yet")
-		}
-	}
+	return n.handOver(ctx, "")
 }

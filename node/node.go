@@ -22,7 +22,10 @@ type Node struct {
 	began time.Time
 
 	group   *group
+	own     *own
+	timers  *sessionTimers
 	reports reports
+	health  stability
 	// changed wakes those who wait for a leader.
 	changed   signal
 	rounds    flight[confirmation]
@@ -106,6 +109,7 @@ func (n *Node) Start() {
 	n.loop(n.housekeeping)
 	n.loop(n.compaction)
 	n.loop(n.healing)
+	n.loop(func() { n.timers.run(n.stop) })
 }
 
 func (n *Node) loop(fn func()) {
@@ -218,6 +222,13 @@ func (n *Node) View() (command.View, error) {
 		return nil, err
 	}
 	return n.parts.State.View()
+}
+
+// Watch returns a channel that is closed at the first change of t that views
+// contain after the call, and when the whole state is replaced. stop must be
+// called once.
+func (n *Node) Watch(t command.Target) (changed <-chan struct{}, stop func()) {
+	return n.parts.State.Watch(t)
 }
 
 // Clock is the clock the node judges leases by.

@@ -2,62 +2,150 @@ package node
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/holdfast-db/holdfast/command"
 )
 
-// Propose carries out a write, on whichever node leads, and returns its result.
-// It waits for a leader for as long as Config.Wait. When it returns a result,
-// the write is on a majority's disks.
+// Propose carries out a write, on whichever node leads, exactly once, and returns
+// its result. It waits for a leader and for the outcome for as long as Config.Wait.
+// When it returns a result, the write is on a majority's disks.
+//
+// A write whose answer was lost with the leader, or on the way to it, is handed
+// over again when it is certain that it has not happened and will not (own): a
+// second one could undo what another client wrote in between.
 //
 // Errors: command.ErrNoLeader, no leader was found and nothing happened;
-// command.ErrDataFull, the leader takes no puts; command.ErrOutcomeUnknown, the leader or the way to it was lost while the
-// write was under way, and it may have happened. Propose never repeats such a
-// write: the second could undo what another client wrote in between.
+// command.ErrDataFull, the leader takes no puts; command.ErrOutcomeUnknown, the
+// leader or the way to it was lost while the write was under way, and what became
+// of it was not learnt in time.
 func (n *Node) Propose(ctx context.Context, c command.Command) (command.Result, error) {
 	if err := command.Validate(c); err != nil {
 		return command.Result{}, err
 	}
-	encoded := command.Append(nil, c)
-	var res command.Result
+	var (
+		own *ownWrite
+		w   = write{grows: grows(c)}
+		res command.Result
+	)
+	defer func() {
+		if own != nil {
+			n.own.end(own)
+		}
+	}()
 	err := n.withLeader(ctx, func(ctx context.Context, leader string) (err error) {
-		if leader == n.id {
-			res, err = n.group.submit(ctx, encoded)
+		if own == nil {
+			own = n.own.begin()
+			w.id, w.encoded = own.id, command.AppendWithID(nil, own.id, c)
+		}
+		w.term = n.raft.CurrentTerm()
+		res, err = n.hand(ctx, own, w, leader)
+		if !errors.Is(err, command.ErrOutcomeUnknown) {
 			return err
 		}
-		answer, err := n.parts.Transport.Call(ctx, leader, methodPropose, encoded)
-		if err == nil {
-			if res, err = command.DecodeResult(answer); err != nil {
-				return command.ErrOutcomeUnknown.With("%v", err)
-			}
-		}
-		if errors.Is(err, command.ErrPeer) {
-			return command.ErrOutcomeUnknown.With("%v", err)
+		if res, err = n.learn(ctx, own, leader, err); errors.Is(err, command.ErrNotLeader) {
+			// It never happens under this id. Another try gets another one, since a
+			// leader may have been told to keep this one out.
+			n.own.end(own)
+			own = nil
 		}
 		return err
 	})
 	return res, err
 }
 
-// admitWrite says why this leader must not propose a command now: its contents
+// hand hands a write to the leader and waits for its answer.
+func (n *Node) hand(ctx context.Context, own *ownWrite, w write, leader string) (command.Result, error) {
+	applied, _ := n.parts.State.Applied()
+	if leader == n.id {
+		if !n.own.meant(own, w.term, applied, nil) {
+			return command.Result{}, command.ErrNotLeader
+		}
+		return n.group.submit(ctx, w)
+	}
+	short, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if !n.own.meant(own, w.term, applied, cancel) {
+		return command.Result{}, command.ErrNotLeader
+	}
+	req := binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(w.encoded)), w.term)
+	answer, err := n.parts.Transport.Call(short, leader, methodPropose, append(req, w.encoded...))
+	var res command.Result
+	if err == nil {
+		if res, err = command.DecodeResult(answer); err == nil {
+			return res, nil
+		}
+		return res, command.ErrOutcomeUnknown.With("%v", err)
+	}
+	switch {
+	case errors.Is(err, command.ErrOutcomeUnknown):
+	case errors.Is(err, command.ErrPeer):
+		err = command.ErrOutcomeUnknown.With("%v", err)
+	case errors.Is(err, context.Canceled) && ctx.Err() == nil:
+		err = command.ErrNotLeader // the leader was gone before the call left
+	}
+	return res, err
+}
+
+// answerPropose serves methodPropose on the leader.
+func (n *Node) answerPropose(ctx context.Context, req []byte) ([]byte, error) {
+	if len(req) < 8 {
+		return nil, command.ErrInvalidCommand.With("proposal of %d bytes", len(req))
+	}
+	w := write{term: binary.BigEndian.Uint64(req), encoded: req[8:]}
+	// Looked at before it can reach the log: what cannot be applied would stop every
+	// replica, at every start.
+	id, c, rest, err := command.DecodeWithID(w.encoded)
+	if err == nil && len(rest) > 0 {
+		err = fmt.Errorf("%d bytes too many", len(rest))
+	}
+	if err != nil {
+		return nil, command.ErrInvalidCommand.With("%v", err)
+	}
+	if err := command.Validate(c); err != nil {
+		return nil, err
+	}
+	w.id, w.grows = id, grows(c)
+	res, err := n.group.submit(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	return command.AppendResult(nil, res), nil
+}
+
+// grows reports whether a command may add to the data.
+func grows(c command.Command) bool {
+	switch c := c.(type) {
+	case *command.Put, *command.PutMany, *command.Stage:
+		return true
+	case *command.Txn:
+		return slices.ContainsFunc(c.Ops, func(op command.TxnOp) bool {
+			return op.Verb == command.VerbSet || op.Verb == command.VerbCAS || op.Verb == command.VerbLock || op.Verb == command.VerbUnlock
+		})
+	case *command.Once:
+		return grows(c.Command)
+	}
+	return false
+}
+
+// admitWrite says why this leader must not propose a write now: its contents
 // are wrong, so what it would answer is, or the data is full. The second is a
 // limit of the leader, whichever node the write came by: two nodes with different
 // ones must not decide one entry differently, so it is judged before there is an
-// entry. Above it every put is refused, whatever it would replace.
-func (n *Node) admitWrite(encoded []byte) error {
+// entry. Above it every write that puts is refused, whatever it would replace.
+func (n *Node) admitWrite(w write) error {
 	if n.Diverged() != 0 {
 		return command.ErrNotLeader.With("%v", n.wrong())
 	}
-	if n.cfg.MaxData == 0 || len(encoded) == 0 {
+	if n.cfg.MaxData == 0 || !w.grows {
 		return nil
 	}
-	switch command.Kind(encoded[0]) {
-	case command.KindPut, command.KindPutMany:
-		if size := n.parts.State.DataBytes(); size >= n.cfg.MaxData {
-			return command.ErrDataFull.With("%d of %d bytes", size, n.cfg.MaxData)
-		}
+	if size := n.parts.State.DataBytes(); size >= n.cfg.MaxData {
+		return command.ErrDataFull.With("%d of %d bytes", size, n.cfg.MaxData)
 	}
 	return nil
 }

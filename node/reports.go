@@ -12,6 +12,7 @@ type Report struct {
 	Revision  uint64          `json:"revision"`
 	Applied   uint64          `json:"applied"`    // Raft index
 	LastIndex uint64          `json:"last_index"` // of its log
+	LastTerm  uint64          `json:"last_term"`
 	Lineage   command.Lineage `json:"lineage"`
 	// StalenessMS is the age of the member's state; -1 unknown.
 	StalenessMS int64 `json:"staleness_ms"`

@@ -34,10 +34,12 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Node, error) {
 	n := &Node{
 		cfg: cfg, parts: parts, id: cfg.Self.ID, log: cfg.Log, began: time.Now(),
 		joining: make(chan struct{}, 1), started: make(chan struct{}), stop: make(chan struct{}), fatal: make(chan error, 1),
-		sick: make(chan struct{}, 1),
+		sick: make(chan struct{}, 1), own: newOwn(),
 	}
 	n.seen.incarnation = map[string]string{}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.timers = n.newSessionTimers()
+	parts.FSM.Observe(n.applied)
 	if err := n.align(ctx); err != nil {
 		return nil, err
 	}

@@ -44,7 +44,7 @@ func (n *Node) CatchUp() command.CatchUp {
 }
 
 func (n *Node) report(staleness time.Duration, known bool) Report {
-	r := Report{LastIndex: n.raft.LastIndex(), StalenessMS: -1}
+	r := Report{LastIndex: n.raft.LastIndex(), LastTerm: n.lastTerm(), StalenessMS: -1}
 	if known {
 		r.StalenessMS = staleness.Milliseconds()
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,9 +62,17 @@ type Node interface {
 	Status() command.NodeStatus
 
 	// Passed through.
+	RenewSession(ctx context.Context, id string) (command.Session, error)
+	Watch(t command.Target) (changed <-chan struct{}, stop func())
 	Propose(ctx context.Context, c command.Command) (command.Result, error)
 	Export(ctx context.Context, prefix string, revision uint64, fn func(command.Record) error) error
+	Archive(ctx context.Context, begin func(revision uint64) io.Writer) error
+	Restore(ctx context.Context, archive io.Reader) (revision uint64, err error)
 	Sites(ctx context.Context) ([]command.Site, uint64, error)
+	Health(ctx context.Context) (command.Health, error)
+	LocalHealth() (command.Health, error)
+	TransferLeader(ctx context.Context, to string) error
+	RemovePeer(ctx context.Context, id, address string) error
 }
 
 // Replica answers reads on a node. Writes and topology pass through to it.

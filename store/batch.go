@@ -112,6 +112,20 @@ func (b *Batch) Modified(key string) (rev uint64, ok bool, err error) {
 	return l.at.rev, true, nil
 }
 
+// Holder returns the session that holds the lock of a key, as the batch leaves it
+// so far; empty when none does. It reads no record of a key that was never locked.
+func (b *Batch) Holder(key string) (session string, ok bool, err error) {
+	l, ok, err := b.look(key)
+	if err != nil || !ok || l.deleted {
+		return "", false, b.fail(err)
+	}
+	if l.change == nil && !l.filed.held {
+		return "", true, nil
+	}
+	rec, err := b.peek(key, l)
+	return rec.Session, err == nil, b.fail(err)
+}
+
 // look finds the key's last change, including its delete.
 func (b *Batch) look(key string) (located, bool, error) {
 	if b.err != nil {
@@ -188,9 +202,9 @@ func (b *Batch) Put(rec command.Record) {
 		return
 	}
 	if !ok || l.deleted {
-		b.count(rec.Key, 1, len(rec.Key)+len(rec.Value))
+		b.meta.count(rec.Key, 1, len(rec.Key)+len(rec.Value))
 	} else {
-		b.count(rec.Key, 0, len(rec.Value)-int(l.valueSize()))
+		b.meta.count(rec.Key, 0, len(rec.Value)-int(l.valueSize()))
 	}
 	rec.ModifyRevision = b.NextRevision()
 	b.change(change{prev: l.at, table: tableKV, rec: rec})
@@ -209,7 +223,7 @@ func (b *Batch) Delete(key string) {
 	if !ok || l.deleted {
 		return
 	}
-	b.count(key, -1, -len(key)-int(l.valueSize()))
+	b.meta.count(key, -1, -len(key)-int(l.valueSize()))
 	if !isSystem(key) {
 		b.meta.LastDelete = b.NextRevision()
 	}
@@ -217,8 +231,7 @@ func (b *Batch) Delete(key string) {
 }
 
 // count notes that there are so many more keys and bytes of data.
-func (b *Batch) count(key string, keys, bytes int) {
-	m := &b.meta
+func (m *meta) count(key string, keys, bytes int) {
 	m.Keys += uint64(keys)
 	m.DataBytes += uint64(bytes)
 	if isSystem(key) {

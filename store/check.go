@@ -662,6 +662,8 @@ func (c *checker) leftovers() {
 			what = "what came from another node and may not be in the state file; a start puts it there"
 		case name == rewriteName:
 			what = "a smaller state file that was not finished; a start removes it"
+		case name == archivesName:
+			what = "what archives were restored from; a start removes it"
 		case name == identityTmpFile, name == stableFile+".tmp", name == boltLogFile+".tmp":
 			what = "a file that was not finished; a start makes it anew when it needs it"
 		case strings.HasPrefix(name, asideName):

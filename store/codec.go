@@ -371,9 +371,11 @@ type meta struct {
 	LastDelete uint64 `json:"last_delete"`
 	// Oldest is the compaction point: the oldest revision whose state can still
 	// be read. Buried bounds the revisions of the deletes it has made forget.
-	Oldest  uint64 `json:"oldest"`
-	Buried  uint64 `json:"buried"`
-	Lineage digest `json:"lineage"`
+	Oldest uint64 `json:"oldest"`
+	Buried uint64 `json:"buried"`
+	// Restored is the last time an archive took the place of the state.
+	Restored restored `json:"restored"`
+	Lineage  digest   `json:"lineage"`
 	// Hash rolls over what steps no revision: index, cluster time and wall
 	// time of each command entry, and the compaction point. Compare it at equal
 	// Applied.

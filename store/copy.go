@@ -591,7 +591,21 @@ func (s *State) swapCopy(force bool) error {
 	}
 
 	folder := filepath.Join(s.cfg.Dir, incomingName)
-	from, to := filepath.Join(folder, stateName), filepath.Join(s.cfg.Dir, stateName)
+	if err := s.exchange(filepath.Join(folder, stateName), m); err != nil {
+		return err
+	}
+	_ = os.RemoveAll(folder)
+	s.copies.staged = nil
+	if created != nil {
+		s.copies.created = nil
+	}
+	return nil
+}
+
+// exchange makes a complete state file, with m in place of its meta, the state. On
+// an error before that the state is as it was. Needs applying and flushing.
+func (s *State) exchange(from string, m meta) error {
+	now := s.gen.Load()
 	file, _, members, err := openStateFile(from, s.cfg.MaxData)
 	if err != nil {
 		return err
@@ -601,12 +615,12 @@ func (s *State) swapCopy(force bool) error {
 		_ = file.db.Close()
 		return err
 	}
-	if err := os.Rename(from, to); err != nil {
+	if err := os.Rename(from, filepath.Join(s.cfg.Dir, stateName)); err != nil {
 		_ = file.db.Close()
 		return err
 	}
-	// The copy is the state now. An error from here on leaves the node unsure
-	// of what it would find after a loss of power.
+	// It is the state now. An error from here on leaves the node unsure of what it
+	// would find after a loss of power.
 	if err := syncPath(s.cfg.Dir); err != nil {
 		_ = file.db.Close()
 		return s.failWith(err)
@@ -616,11 +630,6 @@ func (s *State) swapCopy(force bool) error {
 	if err := s.marked(s.marker.setIndex(max(m.Applied, now.meta.Applied))); err != nil {
 		_ = file.db.Close()
 		return err
-	}
-	_ = os.RemoveAll(folder)
-	s.copies.staged = nil
-	if created != nil {
-		s.copies.created = nil
 	}
 	s.replace(&generation{active: newLayer(), meta: m, members: members, file: file})
 	return nil
@@ -638,6 +647,7 @@ func (s *State) replace(n *generation) {
 	s.applied.advance(n.meta.Applied)
 	s.revised.advance(n.meta.Revision)
 	s.dropKept(n.seq)
+	s.watches.wakeAll()
 	s.retireLater(old.file, n.file)
 }
 

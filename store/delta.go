@@ -316,6 +316,7 @@ func (s *State) applyDelta(ctx context.Context, sp *spool, state *copyState) err
 	s.mu.Unlock()
 	s.applied.advance(n.meta.Applied)
 	s.revised.advance(n.meta.Revision)
+	s.watches.wakeAll() // few deltas come, so what each changed is not told apart
 	s.nudge()
 	return nil
 }

@@ -65,7 +65,7 @@ func inspectOnce(path string) (Identity, bool, error) {
 		var ours, others []string
 		for _, e := range entries {
 			switch name := e.Name(); name {
-			case stateName, markerName, stableFile, walLogDir, boltLogFile, incomingName, keptName:
+			case stateName, markerName, stableFile, walLogDir, boltLogFile, incomingName, keptName, archivesName:
 				ours = append(ours, name)
 			case lockFile, identityTmpFile, "lost+found":
 				// left by a first start that was cut short, or by the file system

@@ -356,10 +356,13 @@ func (m *model) checkPast(t *testing.T, v *View, rev uint64, r *rand.Rand) {
 	}
 	prefix := []string{"", "a/", "b/"}[r.IntN(3)]
 	var got, want []modelChange
-	if err := v.Changes(prefix, m.oldest, rev, func(c command.Change) bool {
+	var at []command.Position
+	gather := func(c command.Change) bool {
 		got = append(got, modelChange{c.At.Revision, uint64(c.Wall.Unix()), c.Record.Key, c.Deleted, string(c.Record.Value)})
+		at = append(at, c.At)
 		return true
-	}); err != nil {
+	}
+	if err := v.Changes(prefix, m.oldest, rev, gather); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range m.log {
@@ -369,6 +372,13 @@ func (m *model) checkPast(t *testing.T, v *View, rev uint64, r *rand.Rand) {
 	}
 	if !slices.Equal(got, want) {
 		t.Fatalf("changes under %q from %d to %d\n got %v\nwant %v", prefix, m.oldest, rev, got, want)
+	}
+	if len(at) > 0 {
+		i := r.IntN(len(at))
+		after := at[i]
+		if got = nil; v.ChangesAfter(prefix, after, rev, gather) != nil || !slices.Equal(got, want[i+1:]) {
+			t.Fatalf("changes under %q after %v to %d\n got %v\nwant %v", prefix, after, rev, got, want[i+1:])
+		}
 	}
 	key := randomKey(r)
 	got, want = nil, nil

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"math"
 	"strings"
 	"time"
 
@@ -31,6 +32,21 @@ func (v *View) GetAt(key string, rev uint64) (command.Record, error) {
 		return command.Record{}, command.ErrKeyNotFound
 	}
 	return v.record(key, l, nil)
+}
+
+// GetAt is the record of a key as it was at a revision, or at the compaction point
+// when that is later; ok is false when there was none. The record's value is valid
+// until the batch ends.
+func (b *Batch) GetAt(key string, rev uint64) (rec command.Record, ok bool, err error) {
+	l, ok, err := b.look(key)
+	if err == nil && ok {
+		l, ok, err = b.asOf(key, l, max(rev, b.oldest))
+	}
+	if err != nil || !ok || l.deleted {
+		return command.Record{}, false, b.fail(err)
+	}
+	rec, err = b.peek(key, l)
+	return rec, err == nil, b.fail(err)
 }
 
 func (v *View) kept(rev uint64) error {
@@ -103,20 +119,42 @@ func (v *View) PrefixRevisionAt(prefix string, rev uint64) (uint64, error) {
 	return max(last, v.gen.meta.Buried), err
 }
 
-// Changes calls fn for each change of a key under the prefix, from the first of
-// revision from to the last of revision to, in order, until fn returns false. A
-// to beyond the view's revision ends there. It walks all changes in between,
-// whatever the prefix. Values are valid until the view is closed.
-//
-// Errors: command.ErrCompacted when not all of them are kept, that is when from
-// is at or below the compaction point and changes have been dropped there.
+// Changes is ChangesAfter from the first change of revision from on.
 func (v *View) Changes(prefix string, from, to uint64, fn func(command.Change) bool) error {
-	from = max(from, 1)
-	if from < v.gen.meta.Oldest {
-		return v.kept(from)
+	return v.ChangesAfter(prefix, command.Position{Revision: max(from, 1) - 1, K: math.MaxUint32}, to, fn)
+}
+
+// ChangesAfter calls fn for each change of a key under the prefix, from behind a
+// position to the last of revision to, in order, until fn returns false. Behind all
+// changes of a revision is the position with the largest K. A to beyond the view's
+// revision ends there. It walks all changes in between, whatever the prefix. Values
+// are valid until the view is closed.
+//
+// Errors: command.ErrCompacted when not all of them are kept, that is when the first
+// is below the compaction point, or an archive took the place of the state there.
+func (v *View) ChangesAfter(prefix string, after command.Position, to uint64, fn func(command.Change) bool) error {
+	from := position{after.Revision, after.K + 1}
+	if after.K == math.MaxUint32 || after.Revision == 0 {
+		from = position{rev: after.Revision + 1}
+	}
+	if to = min(to, v.gen.meta.Revision); from.rev > to {
+		return nil
+	}
+	if from.rev < v.gen.meta.Oldest {
+		return v.kept(from.rev)
+	}
+	if from.rev == v.gen.meta.Restored.Revision {
+		return command.ErrCompacted.With("an archive was restored at revision %d, and what that changed is not kept", from.rev)
 	}
 	var wall int64
-	return v.walk(position{rev: from}, min(to, v.gen.meta.Revision), func(at position, enc []byte) (bool, error) {
+	if from.k > 0 {
+		h, err := v.header(from.rev)
+		if err != nil {
+			return err
+		}
+		wall = h.wall
+	}
+	return v.walk(from, to, func(at position, enc []byte) (bool, error) {
 		var c change
 		if err := c.decode(at, enc, ""); err != nil {
 			return false, err

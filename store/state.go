@@ -111,6 +111,7 @@ type State struct {
 	running sync.WaitGroup
 
 	applied, revised *waitlist
+	watches          watches
 
 	copies  copies
 	flushed flushCounters
@@ -144,6 +145,9 @@ func OpenState(cfg StateConfig) (*State, error) {
 	}
 	if err := os.RemoveAll(filepath.Join(cfg.Dir, rewriteName)); err != nil {
 		return nil, fmt.Errorf("remove unfinished rewrite: %w", err)
+	}
+	if err := os.RemoveAll(filepath.Join(cfg.Dir, archivesName)); err != nil {
+		return nil, fmt.Errorf("remove unfinished restore: %w", err)
 	}
 	file, m, members, err := openStateFile(filepath.Join(cfg.Dir, stateName), cfg.MaxData)
 	if err != nil {
@@ -211,11 +215,13 @@ func (s *State) Close() error {
 	close(s.stop)
 	s.applied.close()
 	s.revised.close()
+	s.watches.wakeAll()
 	s.running.Wait()
 	if s.copies.receiving.TryLock() { // else the receiver does it
 		s.dropIncoming()
 		s.copies.receiving.Unlock()
 	}
+	_ = os.Remove(filepath.Join(s.cfg.Dir, archivesName)) // empty, unless a restore is cut short
 	err := s.flushOnce()
 	s.flushing.Lock() // a swap that was under way has ended
 	defer s.flushing.Unlock()
@@ -486,6 +492,7 @@ func (s *State) publish(b *Batch) error {
 	s.mu.Unlock()
 	s.applied.advance(n.meta.Applied)
 	s.revised.advance(n.meta.Revision)
+	s.watches.wake(b.top.history[b.own:])
 	if first || n.active.bytes >= s.cfg.BufferBytes {
 		s.nudge()
 	}

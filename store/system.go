@@ -20,13 +20,14 @@ const (
 	SpaceSessions = systemSpace + "s/"
 	// SpaceHolds has an empty record under SESSION/KEY for each lock that is held.
 	SpaceHolds = systemSpace + "h/"
-	// SpaceDelays has, under a key, the cluster time (8 bytes) until which it
-	// cannot be locked.
+	// SpaceDelays has the keys that cannot be locked until a moment of cluster time.
 	SpaceDelays = systemSpace + "d/"
 	// SpaceOnce holds the results of writes with idempotency keys.
 	SpaceOnce = systemSpace + "i/"
 	// SpaceStage holds the pieces of archives that are to be restored.
 	SpaceStage = systemSpace + "r/"
+	// SpaceBarred has an empty record for each member that may not come back.
+	SpaceBarred = systemSpace + "b/"
 	// SpaceSettings holds the cluster's settings under their names.
 	SpaceSettings = systemSpace + "c/"
 
@@ -71,6 +72,20 @@ func (v *View) Sessions(fn func(command.Session) bool) error {
 	return errors.Join(err, bad)
 }
 
+// Session returns a session as the batch leaves it so far.
+func (b *Batch) Session(id string) (s command.Session, ok bool, err error) {
+	rec, ok, err := b.Get(SpaceSessions + id)
+	if err == nil && ok {
+		s, err = sessionOf(&rec)
+	}
+	return s, ok, b.fail(err)
+}
+
+// SetSession adds a session.
+func (b *Batch) SetSession(s *command.Session) {
+	b.Put(command.Record{Key: SpaceSessions + s.ID, Value: mustJSON(s), CreateRevision: b.NextRevision()})
+}
+
 // SessionsRevision is the last revision at which a session was created or ended.
 func (v *View) SessionsRevision() uint64 { return v.gen.meta.SessionsRevision }
 
@@ -82,6 +97,15 @@ func (v *View) Setting(name string) (value []byte, revision uint64, err error) {
 		return nil, 0, nil
 	}
 	return rec.Value, rec.ModifyRevision, err
+}
+
+// Barred reports whether the member of an ID was removed for good.
+func (v *View) Barred(id string) (bool, error) {
+	_, err := v.Get(SpaceBarred + id)
+	if errors.Is(err, command.ErrKeyNotFound) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 func sessionOf(rec *command.Record) (s command.Session, err error) {

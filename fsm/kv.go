@@ -1,0 +1,106 @@
+package fsm
+
+import (
+	"bytes"
+
+	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/store"
+)
+
+func put(b *store.Batch, c *command.Put) (command.Result, error) {
+	switch c.Mode {
+	case command.PutAlways:
+		return command.Result{OK: true}, b.Set(c.Key, c.Value, c.Flags)
+	case command.PutCAS:
+		ok, err := matches(b, c.Key, c.Index)
+		if err != nil || !ok {
+			return command.Result{}, err
+		}
+		return command.Result{OK: true}, b.Set(c.Key, c.Value, c.Flags)
+	case command.PutAcquire:
+		return acquire(b, c)
+	case command.PutRelease:
+		return alone(b, command.VerbUnlock, c)
+	default:
+		return command.Result{Err: command.ErrInvalidCommand.With("put mode %d", c.Mode)}, nil
+	}
+}
+
+// matches is the condition of check-and-set: the key's ModifyRevision is index,
+// or index is 0 and there is no such key.
+func matches(b *store.Batch, key string, index uint64) (bool, error) {
+	modified, exists, err := b.Modified(key)
+	if err != nil {
+		return false, err
+	}
+	if !exists {
+		return index == 0, nil
+	}
+	return index != 0 && modified == index, nil
+}
+
+// written is the record that a key has after a write, and whether it is another
+// than before. Lock and session stay: locks are advisory, and LockIndex must not
+// go down while the key exists.
+func written(b *store.Batch, old *command.Record, exists bool, key string, value []byte, flags uint64) (rec command.Record, changed bool) {
+	if exists && old.Flags == flags && bytes.Equal(old.Value, value) {
+		return *old, false
+	}
+	if exists {
+		rec = *old
+	} else {
+		rec = command.Record{Key: key, CreateRevision: b.NextRevision()}
+	}
+	rec.Value, rec.Flags = value, flags
+	return rec, true
+}
+
+// remove deletes a key. Deleting an absent one succeeds, with any condition;
+// a condition on 0 never fits an existing key.
+func remove(b *store.Batch, c *command.Delete) (bool, error) {
+	modified, exists, err := b.Modified(c.Key)
+	switch {
+	case err != nil:
+		return false, err
+	case !exists:
+		return true, nil
+	case c.CAS && (c.Index == 0 || modified != c.Index):
+		return false, nil
+	}
+	return true, erase(b, c.Key)
+}
+
+// erase deletes a key, locked or not.
+func erase(b *store.Batch, key string) error {
+	session, _, err := b.Holder(key)
+	if err != nil {
+		return err
+	}
+	b.Delete(key)
+	if session != "" {
+		b.Delete(hold(session, key))
+	}
+	return nil
+}
+
+func removeTree(b *store.Batch, prefix string) error {
+	// Collected first: the batch must not change under its own scan.
+	keys, err := keysUnder(b, prefix)
+	if err != nil {
+		return err
+	}
+	for _, key := range keys {
+		if err := erase(b, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func keysUnder(b *store.Batch, prefix string) (keys []string, err error) {
+	err = b.ScanKeys(prefix, func(key string) bool {
+		keys = append(keys, key)
+		return true
+	})
+	return keys, err
+}

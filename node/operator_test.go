@@ -1,0 +1,148 @@
+package node_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+// healthy waits until the leader calls every member healthy, and returns what m
+// is told.
+func (c *cluster) healthy(m *member) command.Health {
+	c.t.Helper()
+	var h command.Health
+	eventually(c.t, "all members are healthy", func() (ok bool) {
+		var err error
+		h, err = m.n.Load().Health(c.t.Context())
+		return err == nil && h.Healthy
+	})
+	return h
+}
+
+func (c *cluster) bounded() context.Context {
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	c.t.Cleanup(cancel)
+	return ctx
+}
+
+func TestEveryNodeTellsHowTheLeaderSeesTheMembers(t *testing.T) {
+	c := newCluster(t, nil)
+	e := c.add("e1", "east", command.RoleLearner)
+	h := c.healthy(e)
+	if len(h.Members) != 4 || h.FailureTolerance != 1 || h.Leader != c.leader().id.ID || h.Configuration == 0 {
+		t.Fatalf("%+v", h)
+	}
+	for _, m := range h.Members {
+		if m.Voter == (m.Name == "e1") || m.Leader != (m.ID == h.Leader) || m.LastIndex == 0 || m.LastTerm == 0 || m.StableSince.IsZero() || m.Address != c.members[m.Name].addr {
+			t.Errorf("%+v", m)
+		}
+	}
+	gone := c.followers()[0]
+	gone.stop()
+	eventually(t, "a dead voter is noticed", func() bool {
+		h, err := e.n.Load().Health(t.Context())
+		return err == nil && !h.Healthy && h.FailureTolerance == 0
+	})
+	if local, err := e.n.Load().LocalHealth(); err != nil || len(local.Members) != 4 {
+		t.Errorf("%+v, %v", local, err)
+	}
+}
+
+func TestLeadershipGoesToTheVoterThatIsNamedAndToNoOther(t *testing.T) {
+	c := newCluster(t, nil)
+	e := c.add("e1", "east", command.RoleLearner)
+	for range 3 {
+		c.healthy(e)
+		target := c.followers()[0]
+		if err := e.n.Load().TransferLeader(c.bounded(), target.name); err != nil {
+			t.Fatal(err)
+		}
+		if leader := c.leader(); leader != target {
+			t.Errorf("%s leads, not %s", leader.name, target.name)
+		}
+	}
+	c.healthy(e)
+	leader := c.leader()
+	for to, problem := range map[string]string{"e1": "not a voter", "nobody": "not found"} {
+		if err := e.n.Load().TransferLeader(c.bounded(), to); !errors.Is(err, command.ErrNoTarget) || !strings.Contains(err.Error(), problem) {
+			t.Errorf("to %s: %v", to, err)
+		}
+	}
+	down := c.followers()[0]
+	down.stop()
+	eventually(t, "a dead voter is refused", func() bool {
+		err := e.n.Load().TransferLeader(c.bounded(), down.name)
+		return errors.Is(err, command.ErrNoTarget)
+	})
+	if now := c.leader(); now != leader {
+		t.Errorf("%s leads after what was refused", now.name)
+	}
+}
+
+func TestARemovedMemberEndsAndCannotComeBack(t *testing.T) {
+	c := newCluster(t, nil)
+	e := c.add("e1", "east", command.RoleLearner)
+	c.healthy(e)
+	for _, gone := range []*member{e, c.leader()} { // the leader hands over first
+		asked := c.members["n1"]
+		if asked == gone {
+			asked = c.members["n2"]
+		}
+		if err := asked.n.Load().RemovePeer(c.bounded(), gone.id.ID, ""); err != nil {
+			t.Fatal(gone.name, ": ", err)
+		}
+		select {
+		case err := <-gone.n.Load().Fatal():
+			if !errors.Is(err, command.ErrRemoved) {
+				t.Errorf("%s ends with %v", gone.name, err)
+			}
+		case <-time.After(patience):
+			t.Fatalf("%s does not learn that it was removed", gone.name)
+		}
+		gone.stop()
+		for _, m := range c.leader().n.Load().Raft().GetConfiguration().Configuration().Servers {
+			if m.ID == raft.ServerID(gone.id.ID) {
+				t.Errorf("%s is still there", gone.name)
+			}
+		}
+		// Under its old identity it is refused, whatever it holds.
+		if err := gone.tryStart(c.bounded()); err == nil {
+			select {
+			case err := <-gone.n.Load().Fatal():
+				if !errors.Is(err, command.ErrRemoved) {
+					t.Errorf("%s comes back, and ends with %v", gone.name, err)
+				}
+			case <-time.After(patience):
+				t.Errorf("%s comes back", gone.name)
+			}
+			gone.stop()
+		} else if !errors.Is(err, command.ErrRemoved) {
+			t.Errorf("%s comes back: %v", gone.name, err)
+		}
+		delete(c.members, gone.name)
+		c.write("after/"+gone.name, "v")
+	}
+}
+
+func TestAMemberIsNotRemovedWhenNoHealthyMajorityWouldBeLeft(t *testing.T) {
+	c := newCluster(t, nil)
+	c.healthy(c.leader())
+	f := c.followers()
+	f[0].stop()
+	if err := c.leader().n.Load().RemovePeer(c.bounded(), "", f[1].addr); !errors.Is(err, command.ErrNoTarget) {
+		t.Error("the only other one that lives: ", err)
+	}
+	if err := c.leader().n.Load().RemovePeer(c.bounded(), "nobody", ""); !errors.Is(err, command.ErrNoTarget) || !strings.Contains(err.Error(), `id "nobody" was not found in the Raft configuration`) {
+		t.Error(err)
+	}
+	if err := c.leader().n.Load().RemovePeer(c.bounded(), "", f[0].addr); err != nil {
+		t.Error("the dead one: ", err)
+	}
+	c.write("k", "v")
+}
