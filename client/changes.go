@@ -78,7 +78,7 @@ func (c *Client) History(ctx context.Context, key string, span Span, opts ...Rea
 // again as a whole. An error of fn comes back unchanged; command.ErrCompacted
 // says that history does not go back so far, and as an *Error how far it does.
 //
-// To follow a prefix, call it in a loop with Wait.
+// Watch follows a prefix.
 func (c *Client) Changes(ctx context.Context, prefix string, span Span, fn func(Change) error, opts ...ReadOption) (next uint64, meta Meta, err error) {
 	if strings.HasPrefix(prefix, "/") {
 		return span.From, Meta{}, leadingSlash("prefix", prefix)
@@ -128,23 +128,31 @@ func (c *Client) changes(ctx context.Context, path string, span Span, o readOpti
 	if err != nil {
 		return nil, a, err
 	}
-	var wire []struct {
-		Index uint64
-		Op    Op
-		KV    entry
-		Prev  *entry
-		Time  time.Time
-	}
+	var wire []wireChange
 	if err := a.decode(&wire); err != nil {
 		return nil, a, err
 	}
 	changes := make([]Change, len(wire))
-	for i, w := range wire {
-		changes[i] = Change{Index: w.Index, Op: w.Op, Record: w.KV.record(), Time: w.Time}
-		if w.Prev != nil {
-			before := w.Prev.record()
-			changes[i].Prev = &before
-		}
+	for i := range wire {
+		changes[i] = wire[i].change()
 	}
 	return changes, a, nil
+}
+
+// wireChange is a change as the API shows it.
+type wireChange struct {
+	Index uint64
+	Op    Op
+	KV    entry
+	Prev  *entry
+	Time  time.Time
+}
+
+func (w *wireChange) change() Change {
+	c := Change{Index: w.Index, Op: w.Op, Record: w.KV.record(), Time: w.Time}
+	if w.Prev != nil {
+		before := w.Prev.record()
+		c.Prev = &before
+	}
+	return c
 }

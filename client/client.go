@@ -50,7 +50,8 @@ type Config struct {
 
 // Client talks to a cluster. Its methods may be called concurrently.
 type Client struct {
-	servers []server
+	given   []server
+	servers atomic.Pointer[[]server] // in the order they are asked in
 	token   string
 	timeout time.Duration
 	http    *http.Client
@@ -96,8 +97,9 @@ func New(cfg Config) (*Client, error) {
 		if err != nil {
 			return nil, err
 		}
-		c.servers = append(c.servers, s)
+		c.given = append(c.given, s)
 	}
+	c.servers.Store(&c.given)
 	return c, nil
 }
 
@@ -117,7 +119,7 @@ func parseServer(address string) (server, error) {
 // Addresses lists the servers as they were given.
 func (c *Client) Addresses() []string {
 	var as []string
-	for _, s := range c.servers {
+	for _, s := range c.given {
 		as = append(as, s.address)
 	}
 	return as
@@ -151,6 +153,9 @@ type Meta struct {
 	KnownLeader bool
 	// LastContact is the time since the answering node heard from the leader.
 	LastContact time.Duration
+	// AwaitTimeout: a write that was to await a site was done, and the site had not
+	// applied it in time.
+	AwaitTimeout bool
 }
 
 // request is what all endpoints have in common.
@@ -159,12 +164,17 @@ type request struct {
 	path   string // unescaped
 	query  url.Values
 	body   []byte
-	accept string // application/json when empty
-	kind   string // of the body's content; not sent when empty
+	stream io.ReadSeeker // sent instead of body; nil when there is none
+	accept string        // application/json when empty
+	kind   string        // of the body's content; not sent when empty
+	after  string        // the last event the client has; not sent when empty
 	// write: a second try could do it twice, so there is one only if the first
 	// certainly did nothing.
 	write bool
-	wait  time.Duration // that the server was asked to wait
+	// once is the idempotency key of a write: with one it may be sent again.
+	once string
+	wait time.Duration // that the server was asked to wait
+	also int           // a status from 300 on that is an answer all the same
 }
 
 // answer is a complete successful reply.
@@ -175,8 +185,27 @@ type answer struct {
 }
 
 // do sends r to the servers in turn until one of them decides it, and reads
-// the whole answer.
+// the whole answer. A write with an idempotency key goes round them until its
+// outcome is known or nothing can be reached.
 func (c *Client) do(ctx context.Context, r request) (answer, error) {
+	if r.once == "" {
+		return c.round(ctx, r)
+	}
+	for {
+		a, err := c.round(ctx, r)
+		if err == nil || !errors.Is(err, command.ErrOutcomeUnknown) || ctx.Err() != nil {
+			return a, err
+		}
+		select {
+		case <-time.After(leastRetry):
+		case <-ctx.Done():
+			return a, err
+		}
+	}
+}
+
+// round sends r to the servers once around.
+func (c *Client) round(ctx context.Context, r request) (answer, error) {
 	var got answer
 	err := c.each(ctx, r, func(s server) (sent bool, err error) {
 		ctx, cancel := context.WithTimeout(ctx, c.timeout+r.wait)
@@ -199,11 +228,12 @@ func (c *Client) do(ctx context.Context, r request) (answer, error) {
 // each tries the servers, the current one first, once around.
 func (c *Client) each(ctx context.Context, r request, try func(server) (sent bool, err error)) error {
 	var unreached UnreachableError
-	first := int(c.at.Load())
+	servers := *c.servers.Load()
+	first := int(c.at.Load()) % len(servers)
 	var last error
-	for i := range c.servers {
-		n := (first + i) % len(c.servers)
-		s := c.servers[n]
+	for i := range servers {
+		n := (first + i) % len(servers)
+		s := servers[n]
 		sent, err := try(s)
 		if err == nil {
 			c.at.Store(int64(n))
@@ -226,7 +256,7 @@ func (c *Client) each(ctx context.Context, r request, try func(server) (sent boo
 			continue
 		}
 		if r.write && sent {
-			c.at.CompareAndSwap(int64(n), int64((n+1)%len(c.servers)))
+			c.at.CompareAndSwap(int64(n), int64((n+1)%len(servers)))
 			return lostAnswer(s, err)
 		}
 		unreached.Tries = append(unreached.Tries, Try{Address: s.address, Err: err})
@@ -258,6 +288,18 @@ func (c *Client) send(ctx context.Context, s server, r request, dog *watchdog) (
 		}
 		req.Body, _ = req.GetBody()
 	}
+	if r.stream != nil {
+		if req.ContentLength, err = r.stream.Seek(0, io.SeekEnd); err != nil {
+			return nil, false, err
+		}
+		req.GetBody = func() (io.ReadCloser, error) {
+			_, err := r.stream.Seek(0, io.SeekStart)
+			return io.NopCloser(r.stream), err
+		}
+		if req.Body, err = req.GetBody(); err != nil {
+			return nil, false, err
+		}
+	}
 	accept := r.accept
 	if accept == "" {
 		accept = "application/json"
@@ -265,6 +307,12 @@ func (c *Client) send(ctx context.Context, s server, r request, dog *watchdog) (
 	req.Header.Set("Accept", accept)
 	if r.kind != "" {
 		req.Header.Set("Content-Type", r.kind)
+	}
+	if r.once != "" {
+		req.Header.Set("Idempotency-Key", r.once)
+	}
+	if r.after != "" {
+		req.Header.Set("Last-Event-ID", r.after)
 	}
 	if c.token != "" {
 		req.Header.Set("X-Consul-Token", c.token)
@@ -277,7 +325,7 @@ func (c *Client) send(ctx context.Context, s server, r request, dog *watchdog) (
 		}
 		return nil, wrote.Load(), err
 	}
-	if res.StatusCode >= 300 {
+	if res.StatusCode >= 300 && res.StatusCode != r.also {
 		err = readError(s, res)
 		_ = res.Body.Close()
 		return nil, true, err

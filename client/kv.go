@@ -104,22 +104,26 @@ func (c *Client) doRead(ctx context.Context, r request) (answer, error) {
 // Put sets key and returns whether it did: false only if a condition failed.
 // On return with true it is on the disks of a majority of the voters.
 func (c *Client) Put(ctx context.Context, key string, value []byte, opts ...WriteOption) (bool, Meta, error) {
-	return c.writeKV(ctx, request{method: http.MethodPut, query: write(opts), body: value}, key)
+	return c.writeKV(ctx, write(opts).request(http.MethodPut, value), key)
 }
 
 // Delete removes key. Removing an absent one succeeds; false means that a
 // condition failed.
 func (c *Client) Delete(ctx context.Context, key string, opts ...WriteOption) (bool, Meta, error) {
-	return c.writeKV(ctx, request{method: http.MethodDelete, query: write(opts)}, key)
+	return c.writeKV(ctx, write(opts).request(http.MethodDelete, nil), key)
 }
 
 // DeleteTree removes all keys that start with prefix, in one step. The empty
 // prefix is all keys.
-func (c *Client) DeleteTree(ctx context.Context, prefix string) (Meta, error) {
-	q := write(nil)
-	q.Set("recurse", "")
-	_, meta, err := c.writeKV(ctx, request{method: http.MethodDelete, query: q}, prefix)
+func (c *Client) DeleteTree(ctx context.Context, prefix string, opts ...WriteOption) (Meta, error) {
+	o := write(opts)
+	o.query.Set("recurse", "")
+	_, meta, err := c.writeKV(ctx, o.request(http.MethodDelete, nil), prefix)
 	return meta, err
+}
+
+func (o writeOptions) request(method string, body []byte) request {
+	return request{method: method, query: o.query, body: body, write: true, once: o.once, wait: o.wait}
 }
 
 func (c *Client) writeKV(ctx context.Context, r request, key string) (bool, Meta, error) {
@@ -127,18 +131,23 @@ func (c *Client) writeKV(ctx context.Context, r request, key string) (bool, Meta
 	if r.path, err = kvPath(key); err != nil {
 		return false, Meta{}, err
 	}
-	r.write = true
 	a, err := c.do(ctx, r)
 	if err != nil {
 		return false, Meta{}, err
 	}
+	ok, err := a.decided()
+	return ok, a.meta, err
+}
+
+// decided is the body of a write's answer.
+func (a answer) decided() (bool, error) {
 	switch body := bytes.TrimSpace(a.body); {
 	case bytes.Equal(body, []byte("true")):
-		return true, a.meta, nil
+		return true, nil
 	case bytes.Equal(body, []byte("false")):
-		return false, a.meta, nil
+		return false, nil
 	default:
-		return false, a.meta, fmt.Errorf("%s answered a write with %.40q instead of true or false", a.meta.Address, body)
+		return false, fmt.Errorf("%s answered a write with %.40q instead of true or false", a.meta.Address, body)
 	}
 }
 

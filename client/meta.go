@@ -25,6 +25,7 @@ func parseMeta(s server, h http.Header) Meta {
 		m.StalenessKnown = err == nil
 		m.Staleness = time.Duration(ms * float64(time.Millisecond))
 	}
+	m.AwaitTimeout = h.Get("X-Holdfast-Await") == "timeout"
 	m.FreshAsOf, _ = time.Parse(time.RFC3339, h.Get("X-Holdfast-Fresh-As-Of"))
 	return m
 }

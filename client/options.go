@@ -1,6 +1,7 @@
 package client
 
 import (
+	"crypto/rand"
 	"net/url"
 	"strconv"
 	"time"
@@ -68,6 +69,18 @@ func Wait(d time.Duration) ReadOption {
 	}
 }
 
+// Block has the server hold back the answer until there is one with a higher index
+// than n, for at most the given time. An index of 0 is answered at once.
+func Block(n uint64, d time.Duration) ReadOption {
+	return func(o *readOptions) {
+		if n > 0 {
+			o.query.Set("index", strconv.FormatUint(n, 10))
+			o.query.Set("wait", d.String())
+			o.wait = d + d/16 + time.Second
+		}
+	}
+}
+
 func read(opts []ReadOption) readOptions {
 	o := readOptions{query: url.Values{}}
 	for _, opt := range opts {
@@ -77,23 +90,76 @@ func read(opts []ReadOption) readOptions {
 }
 
 // WriteOption says under which condition, and with what, a write is made.
-type WriteOption func(url.Values)
+type WriteOption func(*writeOptions)
+
+type writeOptions struct {
+	query url.Values
+	// once is the idempotency key; empty when the write has none.
+	once string
+	wait time.Duration // that the server was asked to wait
+}
 
 // CAS lets the write happen only if the key's ModifyRevision is n; 0 on a put:
 // only if there is no such key.
 func CAS(n uint64) WriteOption {
-	return func(q url.Values) { q.Set("cas", strconv.FormatUint(n, 10)) }
+	return func(o *writeOptions) { o.query.Set("cas", strconv.FormatUint(n, 10)) }
 }
 
 // Flags stores a number beside the value of a put. Without it, 0 is stored.
 func Flags(n uint64) WriteOption {
-	return func(q url.Values) { q.Set("flags", strconv.FormatUint(n, 10)) }
+	return func(o *writeOptions) { o.query.Set("flags", strconv.FormatUint(n, 10)) }
 }
 
-func write(opts []WriteOption) url.Values {
-	q := url.Values{}
-	for _, opt := range opts {
-		opt(q)
-	}
-	return q
+// Acquire takes the key's lock for a session along with a put, which fails when
+// another session holds it, or its lock-delay is not over.
+func Acquire(session string) WriteOption {
+	return func(o *writeOptions) { o.query.Set("acquire", session) }
 }
+
+// Release gives the key's lock back along with a put, which fails when the session
+// does not hold it.
+func Release(session string) WriteOption {
+	return func(o *writeOptions) { o.query.Set("release", session) }
+}
+
+// Once makes the write happen exactly once, however often and through whichever
+// servers it has to be sent: the client repeats it until it knows what became of
+// it. The servers remember it for some minutes, which costs them about as much as a
+// small write.
+func Once() WriteOption {
+	return func(o *writeOptions) { o.once = newOnceKey() }
+}
+
+// IdempotencyKey is Once with a key of the caller's own, 1 to 128 printable ASCII
+// characters, so that another process may repeat the write too: the same key with
+// another write is command.ErrKeyReused.
+func IdempotencyKey(key string) WriteOption {
+	return func(o *writeOptions) { o.once = key }
+}
+
+// Await has the answer wait, up to the given time, until all servers of a site have
+// the write; "" is all sites. Meta.AwaitTimeout tells when they had not.
+func Await(site string, d time.Duration) WriteOption {
+	return func(o *writeOptions) {
+		if site == "" {
+			o.query.Set("await", "all")
+		} else {
+			o.query.Set("await", "site:"+site)
+		}
+		if d > 0 {
+			o.query.Set("wait", d.String())
+		}
+		o.wait = max(d, 5*time.Second)
+	}
+}
+
+func write(opts []WriteOption) writeOptions {
+	o := writeOptions{query: url.Values{}}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	return o
+}
+
+// newOnceKey draws a key that nobody else has.
+func newOnceKey() string { return rand.Text() }

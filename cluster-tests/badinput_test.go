@@ -8,12 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -333,4 +336,182 @@ func treeHash(t *testing.T, path string) string {
 		t.Fatal(err)
 	}
 	return b.String()
+}
+
+// raw sends bytes to a node and returns all that comes back until it closes the
+// connection. ends says that no more will come, though the request is not complete.
+func raw(t *testing.T, n *node, request string, ends bool) string {
+	t.Helper()
+	conn, err := net.Dial("tcp", n.http)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(conn, request); err != nil {
+		t.Fatalf("%.60q: %v", request, err)
+	}
+	if ends {
+		if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reply, err := io.ReadAll(conn)
+	if err != nil {
+		t.Errorf("%.60q: the answer %.100q broke off: %v", request, reply, err)
+	}
+	return string(reply)
+}
+
+// TestRequestsThatMakeNoSenseAreRefusedAndChangeNothing sends a node what no client
+// should: each gets the error that fits, and the revision stays where it is.
+func TestRequestsThatMakeNoSenseAreRefusedAndChangeNothing(t *testing.T) {
+	c := startCluster(t, voters[:1])
+	n := c.nodes[0]
+	if w := put(n, "there", "before", ""); !w.ok {
+		t.Fatalf("%+v", w)
+	}
+	before := c.waitLevel(10 * time.Second)
+
+	const large = 2<<20 + 1
+	head := func(line string, fields ...string) string {
+		return line + " HTTP/1.1\r\nHost: n\r\nConnection: close\r\n" + strings.Join(append(fields, "\r\n"), "\r\n")
+	}
+	body := func(line, body string) string {
+		return head(line, fmt.Sprintf("Content-Length: %d", len(body))) + body
+	}
+	chunked := func(line, body string) string {
+		return head(line, "Transfer-Encoding: chunked") + fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(body), body)
+	}
+	type misfit struct {
+		request string
+		status  int
+		text    string
+	}
+	check := func(m misfit, reply string) {
+		t.Helper()
+		if !strings.HasPrefix(reply, fmt.Sprintf("HTTP/1.1 %d ", m.status)) || !strings.Contains(reply, m.text) {
+			t.Errorf("%.80q: %.300q, want %d %q", m.request, reply, m.status, m.text)
+		}
+	}
+	for _, m := range []misfit{
+		// Not HTTP, or not quite.
+		{"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, ""},
+		{"PUT /v1/kv/x HTTP/1.1\r\n\r\n", 400, "Host"},
+		{head("PUT /v1/kv/x", "Content-Length: -5"), 400, ""},
+		{head("PUT /v1/kv/x", "Content-Length: 1", "Content-Length: 2") + "v", 400, ""},
+		{head("PUT /v1/kv/x", "Transfer-Encoding: gzip"), 501, ""},
+		{head("PUT /v1/kv/%zz", "Content-Length: 0"), 400, ""},
+		{head("GET /v1/kv/x", "X-Long: "+strings.Repeat("x", 100<<10)), 431, ""},
+		{head("CONNECT example.org:80"), 404, "Invalid path"},
+		{head("BREW /v1/kv/x"), 405, "method BREW not allowed"},
+		{head("PRI *"), 404, "Invalid path"},
+		// Bodies that are too large are read, so that their sender sees why.
+		{body("PUT /v1/kv/x", strings.Repeat("v", large)), 413, "is too large"},
+		{chunked("PUT /v1/kv/x", strings.Repeat("v", large)), 413, "is too large"},
+		{head("PUT /v1/kv/x", "Content-Length: 99999999999999") + "v", 413, "is too large"},
+		{body("PUT /v1/txn", "["+strings.Repeat(" ", large)), 413, "is too large"},
+		{chunked("PUT /v1/txn", "["+strings.Repeat(" ", large)), 413, "is too large"},
+		{body("PUT /v1/bulk/", `{"key":"x","value":"`+strings.Repeat("A", large)), 413, "is too large"},
+		// Bodies that say nothing one could do.
+		{body("PUT /v1/txn", strings.Repeat("[", 100<<10)), 400, "Failed to parse body"},
+		{body("PUT /v1/txn", `[{"KV":{"Verb":"set","Key":"x","Flags":18446744073709551616}}]`), 400, "Failed to parse body"},
+		{body("PUT /v1/txn", `[{"KV":{"Verb":"set","Key":"x"}},{"KV":{"Verb":"sett","Key":"x"}}]`), 409, "unknown KV operation: sett"},
+		{body("PUT /v1/txn", `[{"KV":{"Verb":"set","Key":"x`+"\xff"+`"}}]`), 400, "not valid UTF-8"},
+		{body("PUT /v1/session/create", `{"LockDelay":{}}`), 400, "Request decode failed"},
+		{body("PUT /v1/bulk/", `{"key":"x","flags":-1}`), 400, "Record 1"},
+		{body("PUT /v1/kv/x?cas=18446744073709551616", "v"), 400, "Invalid cas"},
+		{body("PUT /v1/kv/x?acquire=%00", "v"), 500, "invalid session"},
+	} {
+		check(m, raw(t, n, m.request, false))
+	}
+	for _, m := range []misfit{
+		{head("PUT /v1/kv/x", "Content-Length: 9") + "half", 400, "Request body ended early"},
+		{head("PUT /v1/kv/x", "Transfer-Encoding: chunked") + "9\r\nhalf", 400, "Request body ended early"},
+		{head("PUT /v1/kv/x", "Transfer-Encoding: chunked") + "zz\r\nhalf", 400, "Request body ended early"},
+		{head("PUT /v1/txn", "Content-Length: 99") + `[{"KV":{"Verb":"set","Key":"x"}}]`, 400, "Request body ended early"},
+		{head("PUT /v1/session/create", "Content-Length: 9") + "{}", 400, "Request body ended early"},
+		{head("PUT /v1/operator/autopilot/configuration", "Content-Length: 9") + "{}", 400, "Request body ended early"},
+	} {
+		check(m, raw(t, n, m.request, true))
+	}
+	if after := c.waitLevel(10 * time.Second); after.Applied != before.Applied || after.Lineage != before.Lineage {
+		t.Errorf("the state was changed: %+v, was %+v", after, before)
+	}
+
+	// Any byte in a key is kept as it was sent, or refused.
+	for b := range 256 {
+		key := string([]byte{'k', byte(b), 'k'})
+		reply := raw(t, n, body(fmt.Sprintf("PUT /v1/kv/k%%%02Xk", b), "v"), false)
+		printable := b >= ' ' && b < 0x7f
+		if kept := strings.HasPrefix(reply, "HTTP/1.1 200 "); kept != printable || !kept && !strings.Contains(reply, "Invalid key") {
+			t.Errorf("%q: %.300q", key, reply)
+		}
+		if a, err := read(n, key, ""); printable && (err != nil || len(a.entries) != 1 || a.entries[0].Key != key) {
+			t.Errorf("%q came back as %+v %v", key, a, err)
+		}
+	}
+}
+
+// TestClientsThatNeverFinishHoldUpNobody opens a thousand connections, half of which
+// never send the end of their headers and half never the body they declare. The others
+// are served meanwhile, and what the thousand cost is little and comes back.
+func TestClientsThatNeverFinishHoldUpNobody(t *testing.T) {
+	const (
+		count = 1000
+		costs = 128 << 20 // of all of them; the bodies declared are half a gigabyte
+		slow  = 2 * time.Second
+	)
+	c := startCluster(t, voters[:1])
+	n := c.nodes[0]
+	before := c.memory(n)
+	for range 2 { // the second time on memory that was used
+		var open []net.Conn
+		for i := range count {
+			conn, err := net.Dial("tcp", n.http)
+			if err != nil {
+				t.Fatalf("connection %d: %v", i, err)
+			}
+			defer conn.Close()
+			open = append(open, conn)
+			request := "PUT /v1/kv/never HTTP/1.1\r\nHost: n\r\nContent-Length: 524288\r\n"
+			if i%2 == 0 {
+				request += "\r\nbegun"
+			}
+			if _, err := io.WriteString(conn, request); err != nil {
+				t.Fatalf("connection %d: %v", i, err)
+			}
+		}
+		c.wait(10*time.Second, "the bodies are waited for", func() bool { return c.requestsInFlight(n) > count/2 })
+		for i := range 100 {
+			began := time.Now()
+			value := strconv.Itoa(i)
+			if w := put(n, "served", value, ""); !w.ok {
+				t.Fatalf("%+v", w)
+			}
+			if a, err := read(n, "served", "consistent"); err != nil || len(a.entries) != 1 || string(a.entries[0].Value) != value {
+				t.Fatalf("%+v %v", a, err)
+			}
+			if took := time.Since(began); took > slow {
+				t.Errorf("a write and a read took %v", took)
+			}
+		}
+		if now := c.memory(n); now > before+costs {
+			t.Errorf("%d bytes of memory, %d before", now, before)
+		}
+		for _, conn := range open {
+			conn.Close()
+		}
+		c.wait(10*time.Second, "their requests end", func() bool { return c.requestsInFlight(n) == 1 })
+	}
+	c.wait(20*time.Second, "the memory comes back", func() bool { return c.memory(n) < before+costs/2 })
+	if a, err := read(n, "never", "consistent"); err != nil || a.status != http.StatusNotFound {
+		t.Errorf("%+v %v", a, err)
+	}
+}
+
+// memory is what a node's process holds of the system's memory, in bytes.
+func (c *cluster) memory(n *node) int64 {
+	c.t.Helper()
+	return int64(c.metric(n, "go_memstats_sys_bytes") - c.metric(n, "go_memstats_heap_released_bytes"))
 }

@@ -16,11 +16,14 @@
 //	faults_test.go      scenes: leader killed, site cut, leader cut, all nodes killed, ...
 //	learner_test.go     what a copy promises while it is cut off, also across a restart
 //	mainjob_test.go     the Debian package index through the whole cluster
-//	badinput_test.go    refusals: one line, exit status 1, nothing changed on disk
+//	dialect_test.go     answers that clients of other languages compare to the letter
+//	badinput_test.go    refusals: one line, exit status 1, nothing changed on disk; what no
+//	                    request should be, and clients that never finish theirs
 //	planted_test.go     bugs built into the binary on purpose, and who must find them
 //	compose_test.go     docker-compose.yml (make compose-test)
 //	measure_test.go     throughput, latency, failover (make bench)
 //	measure_store_test.go what the state costs (make bench-store)
+//	measure_watch_test.go what waiting clients cost (make bench-watch)
 //
 // Every scene ends with an inspection: the cut is healed, every node runs, and
 // all must come to one revision with one lineage, without a panic in any log.

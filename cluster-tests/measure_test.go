@@ -34,7 +34,8 @@ const (
 // measured. One request is under way at a time.
 type rawConn struct {
 	net.Conn
-	in *bufio.Reader
+	in    *bufio.Reader
+	index uint64 // of the last answer that had one
 }
 
 func dialRaw(addr string) (*rawConn, error) {
@@ -42,11 +43,12 @@ func dialRaw(addr string) (*rawConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &rawConn{conn, bufio.NewReaderSize(conn, 4<<10)}, nil
+	return &rawConn{Conn: conn, in: bufio.NewReaderSize(conn, 4<<10)}, nil
 }
 
 var (
 	contentLength = []byte("content-length:")
+	consulIndex   = []byte("x-consul-index:")
 	chunked       = []byte("transfer-encoding:")
 )
 
@@ -76,6 +78,10 @@ func (c *rawConn) do(request []byte) (status int, err error) {
 		switch {
 		case len(line) > len(contentLength) && bytes.EqualFold(line[:len(contentLength)], contentLength):
 			if length, err = strconv.Atoi(string(bytes.TrimSpace(line[len(contentLength):]))); err != nil {
+				return 0, err
+			}
+		case len(line) > len(consulIndex) && bytes.EqualFold(line[:len(consulIndex)], consulIndex):
+			if c.index, err = strconv.ParseUint(string(bytes.TrimSpace(line[len(consulIndex):])), 10, 64); err != nil {
 				return 0, err
 			}
 		case len(line) > len(chunked) && bytes.EqualFold(line[:len(chunked)], chunked):
@@ -385,8 +391,8 @@ func TestRawClientReadsAnswers(t *testing.T) {
 	}
 	defer c.Close()
 	for _, want := range []int{200, 404} {
-		if got, err := c.do(getRequest("k", "stale")); err != nil || got != want {
-			t.Errorf("got %d, %v; want %d", got, err, want)
+		if got, err := c.do(getRequest("k", "stale")); err != nil || got != want || c.index != 5 {
+			t.Errorf("got %d, index %d, %v; want %d, 5", got, c.index, err, want)
 		}
 	}
 	if _, err := c.do(getRequest("k", "stale")); err == nil {

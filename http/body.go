@@ -10,6 +10,9 @@ import (
 )
 
 const (
+	// firstBuffer is what a body is read into at first. What it grows to, its sender
+	// must have sent: to declare a length costs nothing.
+	firstBuffer = 32 << 10
 	// renewEvery is how many bytes of a value must arrive to earn its sender
 	// another BodyTimeout.
 	renewEvery = 64 << 10
@@ -32,36 +35,41 @@ func (x *exchange) renewRead(d time.Duration) {
 	_ = nethttp.NewResponseController(x.w).SetReadDeadline(t)
 }
 
-// value reads the whole body, of at most the configured size. The caller owns
-// the result.
+// value reads the whole body as the value of a key. The caller owns the result.
 func (x *exchange) value(key string) ([]byte, error) {
 	limit := x.s.cfg.MaxValue
+	return x.body(limit, func(sizes string) error { return valueTooLarge(key, sizes) })
+}
+
+// body reads the whole body, of at most limit bytes, or gives what refuse makes of
+// the sizes in question. The caller owns the result.
+func (x *exchange) body(limit int64, refuse func(sizes string) error) ([]byte, error) {
 	declared := x.r.ContentLength
 	if declared > limit {
-		return nil, x.tooLarge(key, declared)
+		return nil, refuse(x.tooLarge(declared, limit))
 	}
 	if declared == 0 {
 		return nil, nil
 	}
-	buf := make([]byte, 0, max(declared, 512))
-	if declared > 0 {
-		buf = buf[:0:declared]
+	first, most := min(declared, firstBuffer), declared
+	if declared < 0 {
+		first, most = 512, limit+1 // one more tells too large from just fitting
 	}
+	buf := make([]byte, 0, first)
 	renewed := 0
 	for {
 		if len(buf) == cap(buf) {
-			if declared > 0 {
-				break // whole; net/http stops at the declared length
+			if int64(len(buf)) == declared {
+				break // net/http would stop here, too
 			}
-			// Room for one byte above the limit tells too large from just fitting.
-			grown := make([]byte, len(buf), min(int64(2*cap(buf)), limit+1))
+			grown := make([]byte, len(buf), min(most, int64(2*cap(buf))))
 			copy(grown, buf)
 			buf = grown
 		}
 		n, err := x.r.Body.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
 		if int64(len(buf)) > limit {
-			return nil, x.tooLarge(key, -1)
+			return nil, refuse(x.tooLarge(-1, limit))
 		}
 		if err == io.EOF {
 			break
@@ -81,16 +89,25 @@ func (x *exchange) value(key string) ([]byte, error) {
 	return buf, nil
 }
 
-// tooLarge refuses a value of size bytes; -1 when all we know is that it is
-// above the limit.
-func (x *exchange) tooLarge(key string, size int64) error {
+// tooLarge takes leave of a body of size bytes, -1 when all we know is that it is
+// above the limit, and says what is wrong with the size.
+func (x *exchange) tooLarge(size, limit int64) string {
 	if size < 0 || x.r.Header.Get("Expect") == "" && size <= drainBytes { // else it was not sent yet
 		x.drain()
 	}
-	sizes := "more than " + strconv.FormatInt(x.s.cfg.MaxValue, 10) + " bytes"
-	if size >= 0 {
-		sizes = strconv.FormatInt(size, 10) + " > " + strconv.FormatInt(x.s.cfg.MaxValue, 10) + " bytes"
+	if size < 0 {
+		return "more than " + strconv.FormatInt(limit, 10) + " bytes"
 	}
+	return sizesOf(size, limit)
+}
+
+// sizesOf says that a size is above a limit.
+func sizesOf(size, limit int64) string {
+	return strconv.FormatInt(size, 10) + " > " + strconv.FormatInt(limit, 10) + " bytes"
+}
+
+// valueTooLarge has the words that clients look for before they split a value.
+func valueTooLarge(key, sizes string) error {
 	return &problem{
 		status: nethttp.StatusRequestEntityTooLarge, code: codeTooLarge,
 		text: "Value for key " + strconv.Quote(key) + " is too large (" + sizes + ")",
@@ -106,7 +123,7 @@ func (x *exchange) brokenBody(err error) error {
 			text: "Request body stalled: no progress for " + x.s.cfg.BodyTimeout.String(), hint: "send it again",
 		}
 	}
-	return badRequest("Request body ended early: " + err.Error())
+	return badRequest("Request body ended early: " + err.Error()).advise("send it again, whole")
 }
 
 // drain reads what is left of the body and forgets it, within bounds, and

@@ -156,7 +156,7 @@ func (up *upload) read(prefix string) error {
 		p, err := rr.next()
 		if err == nil {
 			if p.Key == "" {
-				err = errMissingKey
+				err = errMissingKey.advise("give the record a key")
 			} else {
 				p.Key = prefix + p.Key
 				err = checkPair(&p, cfg.MaxValue)
@@ -206,11 +206,7 @@ func checkPair(p *pair, maxValue int64) error {
 		return err
 	}
 	if int64(len(p.Value)) > maxValue {
-		return &problem{
-			status: nethttp.StatusRequestEntityTooLarge, code: codeTooLarge,
-			text: "Value for key " + strconv.Quote(p.Key) + " is too large (" + strconv.Itoa(len(p.Value)) + " > " + strconv.FormatInt(maxValue, 10) + " bytes)",
-			hint: "split the value, or raise --max-value on every node",
-		}
+		return valueTooLarge(p.Key, sizesOf(int64(len(p.Value)), maxValue))
 	}
 	if !defaultScope(p.Namespace) {
 		return foreignScope("namespace", p.Namespace)
@@ -248,9 +244,10 @@ func (up *upload) run(unread *error) error {
 		if up.next.full() {
 			in = nil // let the sender wait
 		}
-		// Only a client whose body is complete goes away without breaking it off.
+		// A request ends with its body when that breaks off. Only a client whose body
+		// is complete goes away by itself.
 		var gone <-chan struct{}
-		if groups == nil {
+		if groups == nil && *unread == nil {
 			gone = up.x.r.Context().Done()
 		}
 		var oldest chan struct{}

@@ -32,11 +32,10 @@ type changes struct {
 	x               *exchange
 	from, to, limit uint64
 
-	began  time.Time
-	oldest uint64 // of the view
-	seen   int
-	count  uint64 // gathered
-	at     uint64 // index of the change gathered last
+	began time.Time
+	seen  int
+	count uint64 // gathered
+	at    uint64 // index of the change gathered last
 	// next is the index at which to go on; 0 in a history that is whole.
 	next uint64
 	err  error // of a callback
@@ -63,10 +62,10 @@ func (x *exchange) readChanges(limit uint64) (c changes, err error) {
 }
 
 // begin starts an evaluation.
-func (c *changes) begin(v command.View) {
+func (c *changes) begin() {
 	c.x.resetReply()
 	c.x.out = append(c.x.out, '[')
-	c.began, c.oldest = time.Now(), v.OldestRevision()
+	c.began = time.Now()
 	c.seen, c.count, c.at, c.next, c.err = 0, 0, 0, 0, nil
 }
 
@@ -126,7 +125,7 @@ func (s *Server) getHistory(x *exchange) {
 		index uint64 // of its newest change
 	)
 	info, err := s.node.Read(x.r.Context(), opts, func(v command.View) error {
-		c.begin(v)
+		c.begin()
 		known, index = false, v.KVRevision()
 		err := v.KeyHistory(key, func(ch command.Change) bool {
 			r := ch.At.Revision
@@ -173,6 +172,10 @@ func (s *Server) getHistory(x *exchange) {
 // in order, index by index.
 func (s *Server) getChanges(x *exchange) {
 	prefix := keyOf(x.r.URL.Path, "/v1/changes")
+	if x.wantsFeed() {
+		s.getFeed(x, prefix)
+		return
+	}
 	err := checkKey(prefix)
 	var opts command.ReadOptions
 	if err == nil {
@@ -193,7 +196,7 @@ func (s *Server) getChanges(x *exchange) {
 	deadline := x.start.Add(opts.Wait)
 	for waiting := opts.Wait > 0; ; {
 		info, err := s.node.Read(x.r.Context(), opts, func(v command.View) error {
-			c.begin(v)
+			c.begin()
 			err := c.gather(v, prefix)
 			index = min(c.next-1, v.Revision())
 			x.out = append(x.out, ']')
@@ -221,39 +224,67 @@ func (s *Server) getChanges(x *exchange) {
 // gather adds changes under the prefix until the reply is full or there are no
 // more.
 func (c *changes) gather(v command.View, prefix string) error {
-	end := min(c.to, v.Revision())
-	c.next = c.from
-	for full := false; !full && c.next <= end; {
-		last := min(c.next+changesStep-1, end)
-		err := v.Changes(prefix, c.next, last, func(ch command.Change) bool {
-			if full = c.full(ch.At.Revision); full {
-				c.next = ch.At.Revision
+	full := false
+	reached, err := changesAfter(v, prefix, wholeOf(c.from-1), c.to, c.began, func(ch *command.Change) (bool, error) {
+		if full = c.full(ch.At.Revision); full {
+			c.next = ch.At.Revision
+			return false, nil
+		}
+		op, before, err := compare(v, ch)
+		if err != nil {
+			return false, err
+		}
+		return c.add(ch, op, before), c.err
+	})
+	if !full {
+		c.next = reached.Revision + 1
+	}
+	return err
+}
+
+// wholeOf is the position behind all changes of a revision.
+func wholeOf(revision uint64) command.Position {
+	return command.Position{Revision: revision, K: math.MaxUint32}
+}
+
+// precedes reports whether position a comes before b.
+func precedes(a, b command.Position) bool {
+	return a.Revision < b.Revision || a.Revision == b.Revision && a.K < b.K
+}
+
+// changesAfter calls fn for each change under the prefix after a position and up
+// to a revision, in order, until fn returns false for one it did not take in. It
+// returns up to where fn has seen all there is. It ends early, between two
+// revisions, when the view was begun too long ago.
+func changesAfter(v command.View, prefix string, after command.Position, to uint64, began time.Time,
+	fn func(*command.Change) (bool, error),
+) (reached command.Position, err error) {
+	for reached, to = after, min(to, v.Revision()); precedes(reached, wholeOf(to)); {
+		last, more := min(reached.Revision+changesStep, to), true
+		var failed error
+		err := v.ChangesAfter(prefix, reached, last, func(ch command.Change) bool {
+			if more, failed = fn(&ch); !more || failed != nil {
 				return false
 			}
-			var op string
-			var before *command.Record
-			if op, before, c.err = c.compare(v, &ch); c.err != nil {
-				return false
-			}
-			return c.add(&ch, op, before)
+			reached = ch.At
+			return true
 		})
 		if err == nil {
-			err = c.err
+			err = failed
 		}
-		if err != nil {
-			return err
+		if err != nil || !more {
+			return reached, err
 		}
-		if !full {
-			c.next = last + 1
-			full = time.Since(c.began) > changesTime
+		if reached = wholeOf(last); time.Since(began) > changesTime {
+			break
 		}
 	}
-	return nil
+	return reached, nil
 }
 
 // compare says what a change did, and what the key was before; nil when it did
 // not exist, or when that is no longer kept.
-func (c *changes) compare(v command.View, ch *command.Change) (op string, before *command.Record, err error) {
+func compare(v command.View, ch *command.Change) (op string, before *command.Record, err error) {
 	var old command.Change
 	hasPrev := ch.Prev != command.Position{}
 	if !ch.Deleted && ch.Record.CreateRevision > ch.Prev.Revision {
@@ -261,7 +292,7 @@ func (c *changes) compare(v command.View, ch *command.Change) (op string, before
 	}
 	// What preceded the changes of the oldest revision may be gone on some nodes
 	// and still lie about on others; all are to answer alike.
-	known := !hasPrev || ch.At.Revision > c.oldest
+	known := !hasPrev || ch.At.Revision > v.OldestRevision()
 	if hasPrev && known {
 		if old, err = v.ChangeAt(ch.Prev); err != nil {
 			return "", nil, err

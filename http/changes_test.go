@@ -395,9 +395,9 @@ func (n slowNode) Read(ctx context.Context, o command.ReadOptions, fn func(comma
 
 type slowView struct{ command.View }
 
-func (v slowView) Changes(prefix string, from, to uint64, fn func(command.Change) bool) error {
+func (v slowView) ChangesAfter(prefix string, after command.Position, to uint64, fn func(command.Change) bool) error {
 	time.Sleep(time.Second) // virtual
-	return v.View.Changes(prefix, from, to, fn)
+	return v.View.ChangesAfter(prefix, after, to, fn)
 }
 
 func TestChangesWaitForTheFirst(t *testing.T) {

@@ -7,7 +7,8 @@
 // a parameter its route does not name, and a test holds the table and the
 // OpenAPI description together. An exchange (exchange.go) carries one request
 // with its parsed parameters and its pooled buffers. The handlers (kv.go,
-// bulk.go, status.go) do the work. One table (errors.go) turns the errors that
+// txn.go, session.go, bulk.go, status.go and others) do the work; what all
+// writes have in common is in write.go. One table (errors.go) turns the errors that
 // all layers share into statuses and texts.
 //
 // Reading or writing one key is the hot path: its JSON is written by hand into

@@ -28,6 +28,7 @@ const (
 	codeStalled          = "request_stalled"
 	codeCancelled        = "request_cancelled"
 	codeUnknownPath      = "unknown_path"
+	codeUnknownSite      = "unknown_site"
 	codeMethodNotAllowed = "method_not_allowed"
 	codeNoDatacenter     = "no_datacenter"
 	codeInternal         = "internal"
@@ -38,6 +39,8 @@ type row struct {
 	status int
 	// bare: clients compare the text, so an occurrence's detail stays out.
 	bare bool
+	// detail: clients know the text, which is all of the occurrence's detail.
+	detail bool
 }
 
 // table gives each error of package command its status. Clients that watch
@@ -52,6 +55,13 @@ var table = map[string]row{
 
 	command.ErrInvalidSession.Code: {status: nethttp.StatusInternalServerError},
 	command.ErrInvalidCommand.Code: {status: nethttp.StatusInternalServerError},
+	command.ErrArchive.Code:        {status: nethttp.StatusInternalServerError},
+
+	command.ErrSessionNotFound.Code: {status: nethttp.StatusNotFound},
+	command.ErrKeyReused.Code:       {status: nethttp.StatusUnprocessableEntity},
+	command.ErrOnceFull.Code:        {status: nethttp.StatusTooManyRequests},
+
+	command.ErrNoTarget.Code: {status: nethttp.StatusInternalServerError, detail: true},
 
 	command.ErrDataFull.Code: {status: nethttp.StatusInsufficientStorage},
 
@@ -79,8 +89,17 @@ var errNoDatacenter = &problem{
 	text: "No path to datacenter", hint: "a cluster has one datacenter: leave dc out",
 }
 
+// badRequest is the client's fault. The text says what was wrong, and by that often
+// what to do; a hint that says more is put in by advise.
 func badRequest(text string) *problem {
-	return &problem{status: nethttp.StatusBadRequest, code: codeBadRequest, text: text}
+	return &problem{status: nethttp.StatusBadRequest, code: codeBadRequest, text: text, hint: "GET /v1/openapi.json describes all requests"}
+}
+
+// advise returns p with a hint of its own.
+func (p *problem) advise(hint string) *problem {
+	q := *p
+	q.hint = hint
+	return &q
 }
 
 // explain finds the problem in err. known is false when nothing but a status
@@ -93,8 +112,11 @@ func explain(err error) (p *problem, known bool) {
 	if errors.As(err, &e) {
 		if r, ok := table[e.Code]; ok {
 			p = &problem{status: r.status, code: e.Code, text: e.Error(), hint: e.Hint}
-			if r.bare {
+			switch {
+			case r.bare:
 				p.text = e.Message
+			case r.detail && e.Detail != "":
+				p.text = e.Detail
 			}
 			return p, true
 		}

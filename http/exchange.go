@@ -43,10 +43,16 @@ type exchange struct {
 	gathered int64
 
 	read keyRead
+	// known is the index that a blocking read waits to see passed; 0 when the reply
+	// waits for nothing.
+	known   uint64
+	pending pending
+	// parked: the connection was taken away, and this exchange has no reply.
+	parked bool
 }
 
 var exchanges = sync.Pool{New: func() any {
-	x := &exchange{out: make([]byte, 0, 1<<10)}
+	x := &exchange{out: make([]byte, 0, usualBuffer)}
 	x.read.one = x.readOne
 	x.read.list = x.readList
 	return x
@@ -63,7 +69,9 @@ func (s *Server) handler(rt route) gin.HandlerFunc {
 			s.metrics.inFlight.Add(-1)
 			p := recover()
 			abort := p != nil && !x.survive(p)
-			observe(x.w.Status(), time.Since(x.start))
+			if !x.parked {
+				observe(x.w.Status(), time.Since(x.start))
+			}
 			x.release()
 			if abort {
 				panic(nethttp.ErrAbortHandler) // net/http closes the connection, silently
@@ -114,10 +122,11 @@ func (x *exchange) survive(p any) bool {
 func (x *exchange) release() {
 	x.resetReply()
 	if cap(x.out) > keptBuffer {
-		x.out = make([]byte, 0, 1<<10)
+		x.out = make([]byte, 0, usualBuffer)
 	}
 	x.s, x.w, x.r = nil, nil, nil
 	x.read.clear()
+	x.known, x.pending, x.parked = 0, pending{}, false
 	if x.q.given != 0 {
 		x.q = query{}
 	}
@@ -183,14 +192,17 @@ func (x *exchange) replyJSON(status int) {
 }
 
 // replyValue sends v as JSON with status 200.
-func (x *exchange) replyValue(v any) {
+func (x *exchange) replyValue(v any) { x.replyStatus(nethttp.StatusOK, v) }
+
+// replyStatus sends v as JSON.
+func (x *exchange) replyStatus(status int, v any) {
 	b, err := json.Marshal(v)
 	if err != nil {
 		x.fail(err)
 		return
 	}
 	x.out = append(x.out[:0], b...)
-	x.replyJSON(nethttp.StatusOK)
+	x.replyJSON(status)
 }
 
 // replyEmpty sends a status and headers only.
@@ -234,6 +246,9 @@ func (x *exchange) renewWrite() {
 
 // fail answers with the status and text of err.
 func (x *exchange) fail(err error) {
+	if x.parked {
+		return
+	}
 	p, known := explain(err)
 	if !known {
 		x.s.log.Error("request failed", "method", x.r.Method, "path", x.r.URL.Path, "error", err)
@@ -271,13 +286,14 @@ func (x *exchange) oldestHeader(info *command.ReadInfo) {
 
 // readHeaders says what the answer of a read is worth. All numbers share one
 // string and all one-element lists one array, since this is the hot path.
-// Index 0 sends no index: the read failed.
-func (x *exchange) readHeaders(info *command.ReadInfo, index uint64) {
+// Index 0 sends no index: the read failed. tag is the index as an entity tag.
+func (x *exchange) readHeaders(info *command.ReadInfo, index uint64) (tag []string) {
 	h := x.w.Header()
-	lists := new([6]string)
+	lists := new([7]string)
 	var scratch [80]byte
-	b := scratch[:0]
+	b := append(scratch[:0], '"')
 	b = appendUint(b, index)
+	b = append(b, '"')
 	endIndex := len(b)
 	b = appendUint(b, milliseconds(info.LastContact))
 	endContact := len(b)
@@ -289,7 +305,7 @@ func (x *exchange) readHeaders(info *command.ReadInfo, index uint64) {
 	all := string(b)
 
 	if index > 0 {
-		lists[0] = all[:endIndex]
+		lists[0] = all[1 : endIndex-1]
 		h["X-Consul-Index"] = lists[0:1:1]
 	}
 	if info.KnownLeader {
@@ -305,15 +321,18 @@ func (x *exchange) readHeaders(info *command.ReadInfo, index uint64) {
 	h["X-Holdfast-Site"] = lists[3:4:4]
 	lists[4] = all[endContact:endApplied]
 	h["X-Holdfast-Applied"] = lists[4:5:5]
+	lists[6] = all[:endIndex]
+	tag = lists[6:7:7]
 	if info.StalenessKnown {
 		lists[5] = all[endApplied:]
 		h["X-Holdfast-Staleness"] = lists[5:6:6]
-		return
+		return tag
 	}
 	h["X-Holdfast-Staleness"] = headUnknown
 	if !info.FreshAsOf.IsZero() {
 		h["X-Holdfast-Fresh-As-Of"] = []string{info.FreshAsOf.UTC().Format(time.RFC3339Nano)}
 	}
+	return tag
 }
 
 func milliseconds(d time.Duration) uint64 { return uint64(max(d, 0) / time.Millisecond) }
@@ -349,7 +368,7 @@ func (x *exchange) readOptions() (o command.ReadOptions, err error) {
 	}
 	switch {
 	case stale && consistent:
-		return o, badRequest("Cannot specify ?stale with ?consistent, conflicting semantics.")
+		return o, badRequest("Cannot specify ?stale with ?consistent, conflicting semantics.").advise("?consistent is for the newest data, ?stale for the nearest; leave one out")
 	case stale:
 		o.Mode = command.ReadStale
 	case consistent:

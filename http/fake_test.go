@@ -26,20 +26,33 @@ type fakeNode struct {
 	deleted  map[string]uint64 // key -> revision of its last delete
 	history  []command.Change  // what Propose changed, in order
 	oldest   uint64            // the compaction point
+	restored uint64            // an archive took the place of the state
+	sessions []command.Session // in the order of their ids
+	ended    uint64            // revision at which a session was created or ended last
 	revision uint64
 	kv       uint64
 	stepped  chan struct{} // if anybody waits: closed when the revision goes up
+	watching map[chan struct{}]command.Target
 	// waits: reads wait for MinRevision. Others take it for granted.
 	waits bool
 
 	propose func(ctx context.Context, c command.Command) (command.Result, error)
 	read    func(ctx context.Context, o command.ReadOptions) error
 	export  func(fn func(command.Record) error) error
+	archive func(begin func(revision uint64) io.Writer) error
+	restore func(archive io.Reader) (uint64, error)
+	renew   func(id string) (command.Session, error)
 
 	info    command.ReadInfo
 	status  command.NodeStatus
 	sites   []command.Site
 	replica command.ReplicaStatus
+	// membersAt is the revision of the last change of a member.
+	membersAt uint64
+
+	health, localHealth command.Health
+	operated            []string // what an operator asked for
+	refuse              error    // what becomes of it
 
 	asked    command.ReadOptions // of the last read
 	proposed []command.Command
@@ -47,8 +60,9 @@ type fakeNode struct {
 
 func newFakeNode() *fakeNode {
 	return &fakeNode{
-		records: map[string]command.Record{},
-		deleted: map[string]uint64{},
+		records:  map[string]command.Record{},
+		deleted:  map[string]uint64{},
+		watching: map[chan struct{}]command.Target{},
 		info: command.ReadInfo{
 			Node: "n1", Site: "home", StalenessKnown: true, KnownLeader: true,
 		},
@@ -57,7 +71,8 @@ func newFakeNode() *fakeNode {
 			State: "Leader", Leader: "n1", LeaderRaftAddr: "10.0.0.1:8300",
 			VoterRaftAddrs: []string{"10.0.0.1:8300"}, Term: 3, AppliedIndex: 17, Ready: true, Started: time.Unix(1700000000, 0),
 		},
-		replica: command.ReplicaStatus{Running: true, Mode: "leader", Status: "level"},
+		replica:   command.ReplicaStatus{Running: true, Mode: "leader", Status: "level"},
+		membersAt: 4,
 	}
 }
 
@@ -88,6 +103,9 @@ func (n *fakeNode) apply(c command.Command) command.Result {
 			}
 		}
 		n.history = append(n.history, c)
+		n.wake(func(t command.Target) bool { // it looks once mu is free
+			return t.Kind == command.TargetKey && t.Key == r.Key || t.Kind == command.TargetPrefix && strings.HasPrefix(r.Key, t.Key)
+		})
 	}
 	put := func(r command.Record) {
 		old, exists := n.records[r.Key]
@@ -157,8 +175,11 @@ func (n *fakeNode) Read(ctx context.Context, o command.ReadOptions, fn func(comm
 	if late != nil {
 		return info, late
 	}
-	if n.read != nil {
-		if err := n.read(ctx, o); err != nil {
+	if read := n.read; read != nil {
+		n.mu.Unlock() // it may take its time
+		err := read(ctx, o)
+		n.mu.Lock()
+		if err != nil {
 			return info, err
 		}
 	}
@@ -195,6 +216,36 @@ func (n *fakeNode) await(ctx context.Context, o command.ReadOptions) error {
 	}
 }
 
+func (n *fakeNode) Watch(t command.Target) (<-chan struct{}, func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	changed := make(chan struct{})
+	n.watching[changed] = t
+	return changed, func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		delete(n.watching, changed)
+	}
+}
+
+// wake wakes the watches of some targets. Needs mu.
+func (n *fakeNode) wake(concerned func(command.Target) bool) {
+	for changed, t := range n.watching {
+		if concerned(t) {
+			close(changed)
+			delete(n.watching, changed)
+		}
+	}
+}
+
+func (n *fakeNode) Archive(_ context.Context, begin func(revision uint64) io.Writer) error {
+	return n.archive(begin)
+}
+
+func (n *fakeNode) Restore(_ context.Context, archive io.Reader) (uint64, error) {
+	return n.restore(archive)
+}
+
 func (n *fakeNode) Export(_ context.Context, prefix string, revision uint64, fn func(command.Record) error) error {
 	if n.export != nil {
 		return n.export(fn)
@@ -219,14 +270,39 @@ func (n *fakeNode) Status() command.NodeStatus {
 	return st
 }
 
-func (n *fakeNode) Sites(context.Context) ([]command.Site, uint64, error) { return n.sites, 4, nil }
-func (n *fakeNode) ReplicaStatus() command.ReplicaStatus                  { return n.replica }
+func (n *fakeNode) Sites(context.Context) ([]command.Site, uint64, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.sites, n.membersAt, nil
+}
+
+func (n *fakeNode) ReplicaStatus() command.ReplicaStatus { return n.replica }
 
 // fakeView is the fake's present state and its history. Methods that these
 // tests do not need are missing and would panic.
 type fakeView struct {
 	command.View
 	n *fakeNode
+}
+
+func (v fakeView) SessionsRevision() uint64 { return v.n.ended }
+
+func (v fakeView) Session(id string) (command.Session, error) {
+	for _, s := range v.n.sessions {
+		if s.ID == id {
+			return s, nil
+		}
+	}
+	return command.Session{}, command.ErrSessionNotFound
+}
+
+func (v fakeView) Sessions(fn func(command.Session) bool) error {
+	for _, s := range v.n.sessions {
+		if !fn(s) {
+			break
+		}
+	}
+	return nil
 }
 
 func (v fakeView) Revision() uint64   { return v.n.revision }
@@ -347,12 +423,19 @@ func (v fakeView) PrefixRevisionAt(prefix string, revision uint64) (uint64, erro
 	return under, err
 }
 
-func (v fakeView) Changes(prefix string, from, to uint64, fn func(command.Change) bool) error {
+func (v fakeView) ChangesAfter(prefix string, after command.Position, to uint64, fn func(command.Change) bool) error {
+	from := after.Revision
+	if after == wholeOf(from) {
+		from++
+	}
 	if err := v.kept(from); err != nil {
 		return err
 	}
+	if from == v.n.restored {
+		return command.ErrCompacted.With("an archive was restored at revision %d", from)
+	}
 	for _, c := range v.n.history {
-		if r := c.At.Revision; r >= from && r <= to && strings.HasPrefix(c.Record.Key, prefix) && !fn(c) {
+		if r := c.At.Revision; precedes(after, c.At) && r <= to && strings.HasPrefix(c.Record.Key, prefix) && !fn(c) {
 			break
 		}
 	}
@@ -445,4 +528,31 @@ func entries(t testing.TB, w *httptest.ResponseRecorder) []entry {
 		t.Fatalf("%d %q: %v", w.Code, w.Body, err)
 	}
 	return es
+}
+
+func (n *fakeNode) RenewSession(_ context.Context, id string) (command.Session, error) {
+	if n.renew == nil {
+		return command.Session{}, command.ErrSessionNotFound
+	}
+	return n.renew(id)
+}
+
+func (n *fakeNode) Health(context.Context) (command.Health, error) {
+	return n.health, n.operate("health")
+}
+func (n *fakeNode) LocalHealth() (command.Health, error) { return n.localHealth, nil }
+
+func (n *fakeNode) TransferLeader(_ context.Context, to string) error {
+	return n.operate("transfer " + to)
+}
+
+func (n *fakeNode) RemovePeer(_ context.Context, id, address string) error {
+	return n.operate("remove " + id + "|" + address)
+}
+
+func (n *fakeNode) operate(what string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.operated = append(n.operated, what)
+	return n.refuse
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/holdfast-db/holdfast/command"
 )
 
-var errMissingKey = badRequest("Missing key name")
+var errMissingKey = badRequest("Missing key name").advise("name a key, as in /v1/kv/app/colour; GET lists all keys with ?keys, all entries with ?recurse")
 
 // keyOf takes the key off a decoded path: all that follows the route's own
 // part, without leading slashes.
@@ -21,7 +21,7 @@ func keyOf(path, route string) string {
 // for the caller to judge.
 func checkKey(key string) error {
 	if len(key) > command.MaxKey {
-		return badRequest("Key is too long (" + strconv.Itoa(len(key)) + " > " + strconv.Itoa(command.MaxKey) + " bytes)")
+		return badRequest("Key is too long (" + strconv.Itoa(len(key)) + " > " + strconv.Itoa(command.MaxKey) + " bytes)").advise("shorten the key, or put part of it into the value")
 	}
 	segment := 0 // where the current segment starts
 	for i := 0; i <= len(key); i++ {
@@ -37,7 +37,7 @@ func checkKey(key string) error {
 		} else if c >= utf8.RuneSelf {
 			r, n := utf8.DecodeRuneInString(key[i:])
 			if r == utf8.RuneError && n == 1 {
-				return badRequest("Invalid key: it is not valid UTF-8")
+				return badRequest("Invalid key: it is not valid UTF-8").advise("percent-encode the key's UTF-8 form")
 			}
 			if unicode.IsControl(r) {
 				return errControl

@@ -30,11 +30,16 @@ type keyRead struct {
 	found bool
 	// index is the X-Consul-Index of the answer.
 	index uint64
+	// limit is how many entries or keys a page may hold, 0 for any number; after is
+	// the last of the page before. more says that the list goes on.
+	limit uint64
+	after string
+	more  bool
 	// one and list are the exchange's methods, bound once.
 	one, list func(command.View) error
 }
 
-func (r *keyRead) clear() { r.key, r.past, r.found, r.index = "", 0, false, 0 }
+func (r *keyRead) clear() { *r = keyRead{one: r.one, list: r.list} }
 
 // past is a view of the state as it was at a revision, for what a read of keys
 // asks of a view.
@@ -84,24 +89,39 @@ func (s *Server) getKey(x *exchange) {
 	if err == nil {
 		x.read.past, err = x.pastRevision(&opts)
 	}
+	target, evaluate := command.Target{Kind: command.TargetKey, Key: key}, x.read.one
+	if err == nil && listing {
+		target.Kind, evaluate = command.TargetPrefix, x.read.list
+		x.read.limit, err = x.q.countedNumber(paramLimit)
+		x.read.after = x.q.get(paramAfter)
+	}
 	if err != nil {
 		x.fail(err)
 		return
 	}
 	x.read.key = key
-	evaluate := x.read.one
-	if listing {
-		evaluate = x.read.list
+	var info command.ReadInfo
+	if x.read.past > 0 { // which does not change: there is nothing to wait for
+		info, err = s.node.Read(x.r.Context(), opts, evaluate)
+	} else {
+		info, err = x.block(target, opts, evaluate, &x.read.index)
 	}
-	info, err := s.node.Read(x.r.Context(), opts, evaluate)
 	if err != nil {
 		x.failRead(&info, err)
 		return
 	}
-	x.readHeaders(&info, max(x.read.index, 1))
+	tag := x.readHeaders(&info, max(x.read.index, 1))
+	if x.read.found && !listing {
+		x.w.Header()["Etag"] = tag
+	}
+	if x.read.more {
+		x.w.Header()["X-Holdfast-More"] = headTrue
+	}
 	switch {
 	case !x.read.found:
 		x.replyEmpty(nethttp.StatusNotFound)
+	case !listing && x.has(tag[0]):
+		x.replyEmpty(nethttp.StatusNotModified)
 	case !listing && x.q.has(paramRaw):
 		h := x.w.Header()
 		h["X-Content-Type-Options"] = headNoSniff
@@ -128,6 +148,9 @@ func (x *exchange) readOne(v command.View) error {
 		return nil
 	}
 	x.read.found, x.read.index = true, rec.ModifyRevision
+	if x.knows(x.read.index) {
+		return nil
+	}
 	if x.q.has(paramRaw) {
 		x.out = append(x.out, rec.Value...)
 		return nil
@@ -150,6 +173,9 @@ func (x *exchange) readList(v command.View) (err error) {
 	} else if x.read.index, err = v.PrefixRevision(prefix); err != nil {
 		return err
 	}
+	if x.read.more = false; x.knows(x.read.index) {
+		return nil
+	}
 	x.out = append(x.out, '[')
 	var n int
 	if x.q.has(paramKeys) {
@@ -168,7 +194,10 @@ func (x *exchange) readList(v command.View) (err error) {
 func (x *exchange) listEntries(v command.View, prefix string) (n int, err error) {
 	began := time.Now()
 	var stop error
-	err = v.Scan(prefix, "", func(r command.Record) bool {
+	err = v.Scan(prefix, x.read.after, func(r command.Record) bool {
+		if x.endsPage(n) {
+			return false
+		}
 		if n > 0 {
 			x.out = append(x.out, ',')
 		}
@@ -185,7 +214,7 @@ func (x *exchange) listEntries(v command.View, prefix string) (n int, err error)
 func (x *exchange) listKeys(v command.View, prefix, separator string) (n int, err error) {
 	began := time.Now()
 	var (
-		after, last string
+		after, last = x.read.after, x.read.after
 		seen, same  int
 		stop        error
 	)
@@ -202,13 +231,16 @@ func (x *exchange) listKeys(v command.View, prefix, separator string) (n int, er
 			if stop = x.mayGoOn(seen, began); stop != nil {
 				return false
 			}
-			if n > 0 && shown == last {
+			if shown == last { // which may be the folder that ended the page before
 				if same++; same < skipAfter {
 					return true
 				}
 				// Keys are UTF-8, in which the byte 0xff does not occur: this
 				// sorts behind all of the folder.
 				after, jumped = shown+"\xff", true
+				return false
+			}
+			if x.endsPage(n) {
 				return false
 			}
 			if n > 0 {
@@ -221,6 +253,13 @@ func (x *exchange) listKeys(v command.View, prefix, separator string) (n int, er
 		})
 	}
 	return n, errors.Join(stop, err)
+}
+
+// endsPage reports whether a list that goes on ends here all the same, since the
+// page holds n already.
+func (x *exchange) endsPage(n int) bool {
+	x.read.more = x.read.limit > 0 && uint64(n) >= x.read.limit
+	return x.read.more
 }
 
 // mayGoOn bounds a listing: in bytes, in time, and to clients that still wait.
@@ -287,11 +326,17 @@ func (x *exchange) putParams(put *command.Put) (err error) {
 		conditions++
 		put.Mode, put.Session = command.PutRelease, x.q.get(paramRelease)
 	}
+	if index, given, err := x.precondition(); err != nil {
+		return err
+	} else if given {
+		conditions++
+		put.Mode, put.Index = command.PutCAS, index
+	}
 	if conditions > 1 {
-		return badRequest("Conflicting flags: only one of cas, acquire and release may be given")
+		return badRequest("Conflicting flags: only one of cas, acquire, release, If-Match and If-None-Match may be given")
 	}
 	if put.Session == "" && (put.Mode == command.PutAcquire || put.Mode == command.PutRelease) {
-		return badRequest("missing session")
+		return badRequest("missing session").advise("PUT /v1/session/create gives the id of a session to lock with")
 	}
 	return nil
 }
@@ -299,8 +344,8 @@ func (x *exchange) putParams(put *command.Put) (err error) {
 // deleteKey is DELETE /v1/kv/KEY.
 func (s *Server) deleteKey(x *exchange) {
 	key := keyOf(x.r.URL.Path, "/v1/kv")
-	recurse, cas := x.q.has(paramRecurse), x.q.has(paramCAS)
-	index, err := x.q.number(paramCAS)
+	recurse := x.q.has(paramRecurse)
+	cas, index, err := x.deleteParams()
 	if err == nil {
 		err = checkKey(key)
 	}
@@ -308,7 +353,7 @@ func (s *Server) deleteKey(x *exchange) {
 	case err != nil:
 		x.fail(err)
 	case recurse && cas:
-		x.fail(badRequest("Conflicting flags: only one of cas and recurse may be given"))
+		x.fail(badRequest("Conflicting flags: only one of recurse, cas, If-Match and If-None-Match may be given"))
 	case recurse:
 		x.decide(&command.DeleteTree{Prefix: key}, "")
 	case key == "":
@@ -318,25 +363,18 @@ func (s *Server) deleteKey(x *exchange) {
 	}
 }
 
-// decide proposes a write and answers whether it happened, with the revision
-// at which that was decided.
-func (x *exchange) decide(c command.Command, session string) {
-	res, err := x.s.node.Propose(x.r.Context(), c)
-	if err == nil {
-		err = res.Err
+// deleteParams reads the condition of a delete.
+func (x *exchange) deleteParams() (cas bool, index uint64, err error) {
+	cas = x.q.has(paramCAS)
+	if index, err = x.q.number(paramCAS); err != nil {
+		return cas, 0, err
 	}
-	if err != nil {
-		if errors.Is(err, command.ErrInvalidSession) {
-			// Lock clients compare how this text begins.
-			err = &problem{
-				status: table[command.ErrInvalidSession.Code].status, code: command.ErrInvalidSession.Code,
-				text: command.ErrInvalidSession.Message + " " + strconv.Quote(session), hint: command.ErrInvalidSession.Hint,
-			}
-		}
-		x.fail(err)
-		return
+	at, given, err := x.precondition()
+	switch {
+	case err != nil || !given:
+		return cas, index, err
+	case cas:
+		return cas, 0, badRequest("Conflicting flags: only one of cas, If-Match and If-None-Match may be given")
 	}
-	x.w.Header()["X-Consul-Index"] = []string{strconv.FormatUint(max(res.Revision, 1), 10)}
-	x.out = strconv.AppendBool(x.out[:0], res.OK)
-	x.replyJSON(nethttp.StatusOK)
+	return true, at, nil
 }

@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	nethttp "net/http"
+	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strconv"
@@ -157,7 +159,7 @@ func TestModesReachTheNode(t *testing.T) {
 		{"?min_index=7&wait=-1s", "", command.ReadOptions{MinRevision: 7}},
 		{"?stale", "9", command.ReadOptions{Mode: command.ReadStale, MinRevision: 9}},
 		{"?min_index=8", "9", command.ReadOptions{MinRevision: 8}},
-		{"?index=5&wait=10s", "", command.ReadOptions{Wait: 10 * time.Second}},
+		{"?index=0&wait=10s", "", command.ReadOptions{Wait: 10 * time.Second}},
 	} {
 		n := newFakeNode()
 		w := ask(t, newTestServer(t, n), "GET", "/v1/kv/a"+row.query, nil, "X-Holdfast-Min-Index", row.header)
@@ -165,6 +167,107 @@ func TestModesReachTheNode(t *testing.T) {
 			t.Errorf("%s %s: %d, asked for %+v, want %+v", row.query, row.header, w.Code, n.asked, row.want)
 		}
 	}
+}
+
+// walk reads a listing page by page, and returns each page.
+func walk(t *testing.T, s *Server, target string, last func(page string) string) (pages []string) {
+	t.Helper()
+	after := ""
+	for {
+		w := ask(t, s, "GET", target+"&after="+url.QueryEscape(after), nil)
+		if w.Code == 404 {
+			return append(pages, "404")
+		}
+		pages = append(pages, w.Body.String())
+		if w.Header().Get("X-Holdfast-More") == "" {
+			return pages
+		}
+		after = last(w.Body.String())
+	}
+}
+
+func TestPagesOfAListingAreTheListing(t *testing.T) {
+	n := newFakeNode()
+	s := newTestServer(t, n)
+	var all []string
+	put := func(key string) {
+		ask(t, s, "PUT", "/v1/kv/"+key, "x")
+		all = append(all, key)
+	}
+	put("a/b")
+	for i := range 3 * skipAfter {
+		put(fmt.Sprintf("a/c/%03d", i))
+	}
+	put("a/c-")
+	put("a/d/1")
+	put("b")
+	revision := n.revision
+	lastKey := func(page string) string {
+		var keys []string
+		if err := json.Unmarshal([]byte(page), &keys); err != nil {
+			t.Fatal(err)
+		}
+		return keys[len(keys)-1]
+	}
+	lastEntry := func(page string) string {
+		var es []entry
+		if err := json.Unmarshal([]byte(page), &es); err != nil {
+			t.Fatal(err)
+		}
+		return es[len(es)-1].Key
+	}
+	for _, target := range []string{"/v1/kv/?keys", "/v1/kv/a/?keys", "/v1/kv/a/?keys&separator=/", "/v1/kv/?keys&separator=/", "/v1/kv/a/?recurse", "/v1/kv/?recurse", fmt.Sprint("/v1/kv/?keys&rev=", revision)} {
+		last := lastKey
+		if strings.Contains(target, "recurse") {
+			last = lastEntry
+		}
+		whole := ask(t, s, "GET", target, nil)
+		wantHeaders(t, whole, "X-Holdfast-More", "")
+		for _, limit := range []int{1, 2, 5, 1000} {
+			joined := strings.ReplaceAll(strings.Join(walk(t, s, fmt.Sprint(target, "&limit=", limit), last), ""), "][", ",")
+			if joined != whole.Body.String() {
+				t.Errorf("%s in pages of %d: %s, not %s", target, limit, joined, whole.Body)
+			}
+		}
+	}
+	// The index of a page is that of the listing, and a page that is full with the
+	// last of it says that there is no more.
+	w := ask(t, s, "GET", "/v1/kv/a/?keys&separator=/&limit=3", nil)
+	want(t, w, 200, `["a/b","a/c-","a/c/"]`)
+	wantHeaders(t, w, "X-Holdfast-More", "true", "X-Consul-Index", fmt.Sprint(revision-1))
+	w = ask(t, s, "GET", "/v1/kv/a/?keys&separator=/&limit=1&after=a/c/", nil)
+	want(t, w, 200, `["a/d/"]`)
+	wantHeaders(t, w, "X-Holdfast-More", "")
+	want(t, ask(t, s, "GET", "/v1/kv/a/?recurse&after=a/d/1", nil), 404, "")
+	want(t, ask(t, s, "GET", "/v1/kv/a/?keys&limit=0", nil), 400, "Invalid limit: it must be 1 or more")
+	if got := ask(t, s, "GET", "/v1/kv/b?limit=x&after=z", nil); got.Code != 200 {
+		t.Errorf("one key: %d %s", got.Code, got.Body)
+	}
+}
+
+func TestAClientThatHasAKeyAlreadyIsToldSo(t *testing.T) {
+	s := newTestServer(t, newFakeNode())
+	ask(t, s, "PUT", "/v1/kv/other", "x")
+	ask(t, s, "PUT", "/v1/kv/a", "x") // revision 2
+	for _, row := range []struct {
+		has    string
+		status int
+	}{
+		{"", 200}, {`"1"`, 200}, {"2", 200}, {`"22"`, 200},
+		{`"2"`, 304}, {`W/"2"`, 304}, {`"1", "2"`, 304}, {`*`, 304},
+	} {
+		for _, query := range []string{"", "?raw"} {
+			w := ask(t, s, "GET", "/v1/kv/a"+query, nil, "If-None-Match", row.has)
+			if w.Code != row.status || (w.Body.Len() == 0) != (row.status == 304) {
+				t.Errorf("with %s: %d %q", row.has, w.Code, w.Body)
+			}
+			wantHeaders(t, w, "ETag", `"2"`, "X-Consul-Index", "2")
+		}
+	}
+	w := ask(t, s, "GET", "/v1/kv/none", nil, "If-None-Match", "*")
+	want(t, w, 404, "")
+	wantHeaders(t, w, "ETag", "")
+	wantHeaders(t, ask(t, s, "GET", "/v1/kv/a?recurse", nil, "If-None-Match", "*"), "ETag", "")
 }
 
 func TestKeysOfListings(t *testing.T) {
@@ -304,6 +407,12 @@ func TestBadRequestsSayWhy(t *testing.T) {
 			t.Errorf("%s %.60s: %d %q, want 400 %q", row.method, row.target, w.Code, w.Body, row.text)
 		}
 		wantHeaders(t, w, "Content-Type", "text/plain; charset=utf-8")
+		text := w.Body.String()
+		w = ask(t, newTestServer(t, n), row.method, row.target, "v", "Accept", "application/json")
+		var body struct{ Error, Message, Hint string }
+		if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil || w.Code != 400 || body.Error != codeBadRequest || body.Message != text || body.Hint == "" {
+			t.Errorf("%s %.60s as JSON: %d %s %v", row.method, row.target, w.Code, w.Body, err)
+		}
 	}
 }
 
@@ -323,6 +432,30 @@ func TestScopeIsOneDatacenterAndOneNamespace(t *testing.T) {
 		if w.Code != 400 || !strings.Contains(w.Body.String(), name) {
 			t.Errorf("%s: %d %q", name, w.Code, w.Body)
 		}
+	}
+}
+
+// TestNoPathAnswersForAnotherDatacenterOrNamespace goes through the route table, so
+// that no path can be added that takes another cluster's data for its own.
+func TestNoPathAnswersForAnotherDatacenterOrNamespace(t *testing.T) {
+	n := newFakeNode()
+	s := newTestServer(t, n)
+	checked := 0
+	for _, rt := range routes() {
+		if !strings.HasPrefix(rt.path, "/v1/") || rt.path == "/v1/openapi.json" {
+			continue
+		}
+		checked++
+		target := pathParameter.ReplaceAllString(rt.path, "x")
+		want(t, ask(t, s, rt.method, target+"?dc=other", nil), 500, "No path to datacenter")
+		want(t, ask(t, s, rt.method, target+"?datacenter=other&dc=dc1", nil), 500, "No path to datacenter")
+		want(t, ask(t, s, rt.method, target+"?ns=team", nil), 400, `Invalid ns: "team" does not exist here`)
+		want(t, ask(t, s, rt.method, target+"?partition=team", nil), 400, `Invalid partition: "team" does not exist here`)
+		want(t, ask(t, s, rt.method, target, nil, "X-Consul-Namespace", "team"), 400, `Invalid X-Consul-Namespace: "team" does not exist here`)
+		want(t, ask(t, s, rt.method, target, nil, "X-Consul-Partition", "team"), 400, `Invalid X-Consul-Partition: "team" does not exist here`)
+	}
+	if checked == 0 || len(n.proposed) > 0 || len(n.operated) > 0 {
+		t.Errorf("%d paths, proposed %v, carried out %q", checked, n.proposed, n.operated)
 	}
 }
 
@@ -398,6 +531,30 @@ func TestRawIsExactAndHarmless(t *testing.T) {
 		"Content-Security-Policy", "sandbox", "X-Consul-Index", "1", "Content-Length", "100000")
 	if es := entries(t, ask(t, s, "GET", "/v1/kv/a?raw&recurse", nil)); len(es) != 1 {
 		t.Errorf("raw was not ignored in a listing")
+	}
+}
+
+// firstRead is a body that is declared and does not come. It keeps how much room
+// there was for it.
+type firstRead int
+
+func (r *firstRead) Read(b []byte) (int, error) {
+	*r = firstRead(len(b))
+	return 0, io.ErrUnexpectedEOF
+}
+
+func TestADeclaredLengthTakesNoMemoryBeforeItsBytesCome(t *testing.T) {
+	s := newTestServer(t, newFakeNode())
+	for _, path := range []string{"/v1/kv/a", "/v1/txn"} {
+		var room firstRead
+		req := httptest.NewRequest("PUT", path, &room)
+		req.ContentLength = command.DefaultMaxValue
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, req)
+		want(t, w, 400, "Request body ended early: unexpected EOF")
+		if room == 0 || room > firstBuffer {
+			t.Errorf("%s: room for %d bytes was made at once", path, room)
+		}
 	}
 }
 
@@ -542,8 +699,9 @@ func TestMethods(t *testing.T) {
 			t.Errorf("%s: %d", path, w.Code)
 		}
 	}
-	srv, base := listen(t, s)
-	_ = srv
+	want(t, ask(t, s, "GET", "/v1/kvx", nil), 404, "Invalid path: /v1/kvx")
+	want(t, ask(t, s, "GET", "/kv/a", nil), 404, "Invalid path: /kv/a (paths of the API begin with /v1/)")
+	_, base := listen(t, s)
 	res, err := nethttp.Head(base + "/v1/kv/a?raw")
 	if err != nil || res.StatusCode != 200 || res.ContentLength != 1 || res.Header.Get("X-Consul-Index") != "1" {
 		t.Errorf("HEAD: %+v %v", res, err)

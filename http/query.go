@@ -33,10 +33,17 @@ const (
 	paramFrom
 	paramTo
 	paramLimit
+	paramAfter
+	paramStream
+	paramInit
 	paramCAS
 	paramFlags
 	paramAcquire
 	paramRelease
+	paramStrict
+	paramAwait
+	paramID
+	paramAddress
 	paramCount
 )
 
@@ -61,10 +68,17 @@ var paramNames = [paramCount]string{
 	paramFrom:       "from",
 	paramTo:         "to",
 	paramLimit:      "limit",
+	paramAfter:      "after",
+	paramStream:     "stream",
+	paramInit:       "init",
 	paramCAS:        "cas",
 	paramFlags:      "flags",
 	paramAcquire:    "acquire",
 	paramRelease:    "release",
+	paramStrict:     "strict",
+	paramAwait:      "await",
+	paramID:         "id",
+	paramAddress:    "address",
 }
 
 // paramNamed finds a parameter by name; paramCount when there is none.
@@ -108,6 +122,12 @@ func paramNamed(name string) param {
 		return paramTo
 	case "limit":
 		return paramLimit
+	case "after":
+		return paramAfter
+	case "stream":
+		return paramStream
+	case "init":
+		return paramInit
 	case "cas":
 		return paramCAS
 	case "flags":
@@ -116,6 +136,14 @@ func paramNamed(name string) param {
 		return paramAcquire
 	case "release":
 		return paramRelease
+	case "strict":
+		return paramStrict
+	case "await":
+		return paramAwait
+	case "id":
+		return paramID
+	case "address":
+		return paramAddress
 	default:
 		return paramCount
 	}
@@ -213,17 +241,25 @@ func (q *query) countedNumber(p param) (uint64, error) {
 // longestWait bounds the time a client may ask to be kept waiting.
 const longestWait = 10 * time.Minute
 
-// waiting reads index and wait, which are judged on every read. Their values
-// matter to min_index, rev and the change list only, as long as no read blocks.
-func (q *query) waiting() (wait time.Duration, err error) {
+// index reads the index that the client knows; 0 when it names none.
+func (q *query) index() (index uint64, err error) {
 	if v := q.get(paramIndex); v != "" {
-		if _, err := strconv.ParseUint(v, 10, 64); err != nil {
-			return 0, badRequest("Invalid index")
+		if index, err = strconv.ParseUint(v, 10, 64); err != nil {
+			return 0, badRequest("Invalid index").advise("give the X-Consul-Index of an earlier reply")
 		}
+	}
+	return index, nil
+}
+
+// waiting reads wait, 0 when it is not given or negative. It is judged on every
+// read, and so is index.
+func (q *query) waiting() (wait time.Duration, err error) {
+	if _, err := q.index(); err != nil {
+		return 0, err
 	}
 	if v := q.get(paramWait); v != "" {
 		if wait, err = time.ParseDuration(v); err != nil {
-			return 0, badRequest("Invalid wait time")
+			return 0, badRequest("Invalid wait time").advise("give a duration with its unit, like 30s or 5m")
 		}
 	}
 	return min(max(wait, 0), longestWait), nil

@@ -2,7 +2,6 @@ package http
 
 import (
 	"bytes"
-	"encoding/json"
 	"io"
 	"strconv"
 )
@@ -47,7 +46,7 @@ func (rr *recordReader) next() (p pair, err error) {
 	if err != nil {
 		return pair{}, err
 	}
-	if err := json.Unmarshal(object, &p); err != nil {
+	if err := decode(object, &p); err != nil {
 		return pair{}, badRequest("it is not a record: " + err.Error())
 	}
 	return p, nil

@@ -27,15 +27,18 @@ func (rt *route) scoped() bool { return rt.params&paramsEverywhere != 0 }
 // included.
 func routes() []route {
 	const (
-		get, put, del = nethttp.MethodGet, nethttp.MethodPut, nethttp.MethodDelete
+		get, put, post, del = nethttp.MethodGet, nethttp.MethodPut, nethttp.MethodPost, nethttp.MethodDelete
 	)
 	everywhere, reads := paramsEverywhere, paramsEverywhere|paramsOfReads
 	blocking := everywhere | set(paramIndex, paramWait)
-	getKey := reads | set(paramRecurse, paramKeys, paramSeparator, paramRaw, paramRev)
-	putKey := everywhere | set(paramCAS, paramFlags, paramAcquire, paramRelease)
-	deleteKey := everywhere | set(paramCAS, paramRecurse)
+	getKey := reads | set(paramRecurse, paramKeys, paramSeparator, paramRaw, paramRev, paramLimit, paramAfter)
+	writes := everywhere | set(paramAwait, paramWait)
+	putKey := writes | set(paramCAS, paramFlags, paramAcquire, paramRelease, paramStrict)
+	deleteKey := writes | set(paramCAS, paramRecurse, paramStrict)
+	txn := reads&^set(paramIndex) | set(paramAwait) // it does not block
 	exports := reads | set(paramRev)
 	changes := reads | set(paramFrom, paramTo, paramLimit)
+	feed := changes | set(paramStream, paramInit)
 	return []route{
 		{method: get, path: "/v1/kv/*key", params: getKey, handle: (*Server).getKey},
 		{method: put, path: "/v1/kv/*key", params: putKey, handle: (*Server).putKey},
@@ -44,6 +47,19 @@ func routes() []route {
 		{method: put, path: "/v1/kv", params: putKey, handle: (*Server).putKey, alias: true},
 		{method: del, path: "/v1/kv", params: deleteKey, handle: (*Server).deleteKey, alias: true},
 
+		{method: put, path: "/v1/txn", params: txn, handle: (*Server).putTxn},
+
+		{method: put, path: "/v1/session/create", params: writes, handle: (*Server).createSession},
+		{method: put, path: "/v1/session/destroy/*id", params: writes, handle: (*Server).destroySession},
+		{method: put, path: "/v1/session/renew/*id", params: everywhere, handle: (*Server).renewSession},
+		{method: get, path: "/v1/session/info/*id", params: reads, handle: (*Server).getSession},
+		{method: get, path: "/v1/session/list", params: reads, handle: (*Server).getSessions},
+		{method: get, path: "/v1/session/node/*name", params: reads, handle: (*Server).getNodeSessions},
+		{method: put, path: "/v1/session/destroy", params: writes, handle: (*Server).destroySession, alias: true},
+		{method: put, path: "/v1/session/renew", params: everywhere, handle: (*Server).renewSession, alias: true},
+		{method: get, path: "/v1/session/info", params: reads, handle: (*Server).getSession, alias: true},
+		{method: get, path: "/v1/session/node", params: reads, handle: (*Server).getNodeSessions, alias: true},
+
 		{method: get, path: "/v1/bulk/*prefix", params: exports, handle: (*Server).getBulk},
 		{method: put, path: "/v1/bulk/*prefix", params: everywhere, handle: (*Server).putBulk},
 		{method: get, path: "/v1/bulk", params: exports, handle: (*Server).getBulk, alias: true},
@@ -51,13 +67,25 @@ func routes() []route {
 
 		{method: get, path: "/v1/history/*key", params: changes, handle: (*Server).getHistory},
 		{method: get, path: "/v1/history", params: changes, handle: (*Server).getHistory, alias: true},
-		{method: get, path: "/v1/changes/*prefix", params: changes, handle: (*Server).getChanges},
-		{method: get, path: "/v1/changes", params: changes, handle: (*Server).getChanges, alias: true},
+		{method: get, path: "/v1/changes/*prefix", params: feed, handle: (*Server).getChanges},
+		{method: get, path: "/v1/changes", params: feed, handle: (*Server).getChanges, alias: true},
 
 		{method: get, path: "/v1/status/leader", params: everywhere, handle: (*Server).getLeader},
 		{method: get, path: "/v1/status/peers", params: everywhere, handle: (*Server).getPeers},
 		{method: get, path: "/v1/agent/self", params: everywhere, handle: (*Server).getSelf},
+		{method: get, path: "/v1/agent/members", params: everywhere, handle: (*Server).getMembers},
+		{method: get, path: "/v1/catalog/datacenters", params: everywhere, handle: (*Server).getDatacenters},
+		{method: get, path: "/v1/operator/raft/configuration", params: reads, handle: (*Server).getRaftConfiguration},
+		{method: del, path: "/v1/operator/raft/peer", params: everywhere | set(paramID, paramAddress), handle: (*Server).deleteRaftPeer},
+		{method: post, path: "/v1/operator/raft/transfer-leader", params: everywhere | set(paramID), handle: (*Server).transferLeader},
+		{method: get, path: "/v1/operator/autopilot/configuration", params: reads, handle: (*Server).getAutopilot},
+		{method: put, path: "/v1/operator/autopilot/configuration", params: everywhere | set(paramCAS), handle: (*Server).putAutopilot},
+		{method: get, path: "/v1/operator/autopilot/health", params: everywhere, handle: (*Server).getAutopilotHealth},
+		{method: get, path: "/v1/operator/autopilot/state", params: everywhere, handle: (*Server).getAutopilotState},
+		{method: get, path: "/v1/snapshot", params: everywhere | set(paramStale), handle: (*Server).getSnapshot},
+		{method: put, path: "/v1/snapshot", params: everywhere, handle: (*Server).putSnapshot},
 		{method: get, path: "/v1/sites", params: blocking, handle: (*Server).getSites},
+		{method: get, path: "/v1/sites/:name/applied", params: blocking, handle: (*Server).getApplied},
 		{method: get, path: "/v1/replica/status", params: everywhere, handle: (*Server).getReplicaStatus},
 		{method: get, path: "/v1/openapi.json", handle: (*Server).getOpenAPI},
 
@@ -88,9 +116,13 @@ func (s *Server) newEngine() *gin.Engine {
 }
 
 func (s *Server) noRoute(x *exchange) {
+	text := "Invalid path: " + x.r.URL.Path
+	if !strings.HasPrefix(x.r.URL.Path, "/v1/") {
+		text += " (paths of the API begin with /v1/)"
+	}
 	x.fail(&problem{
 		status: nethttp.StatusNotFound, code: codeUnknownPath,
-		text: "Invalid path: " + x.r.URL.Path, hint: "GET /v1/openapi.json lists all paths",
+		text: text, hint: "GET /v1/openapi.json lists all paths",
 	})
 }
 

@@ -3,9 +3,11 @@ package http
 import (
 	"context"
 	"errors"
+	"io"
 	"log"
 	"net"
 	nethttp "net/http"
+	"sync"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -23,16 +25,44 @@ type Node interface {
 	// and starts afresh each time; its errors come back unchanged. Along with
 	// an error, ReadInfo holds what is known.
 	Read(ctx context.Context, o command.ReadOptions, fn func(command.View) error) (command.ReadInfo, error)
+	// Watch returns a channel that is closed at the first change of t after the
+	// call, and when the whole state is replaced: who reads next and then waits for
+	// it misses nothing. stop must be called once.
+	Watch(t command.Target) (changed <-chan struct{}, stop func())
 	// Export calls fn for all records under prefix exactly as they stood at
 	// revision, in ascending order.
 	Export(ctx context.Context, prefix string, revision uint64, fn func(command.Record) error) error
+	// Archive writes an archive of the state at one revision, which it tells begin,
+	// to what that returns.
+	Archive(ctx context.Context, begin func(revision uint64) io.Writer) error
+	// Restore puts an archive in the place of the whole state, of all nodes, once all
+	// of it has come and is verified, and returns the revision at which it did.
+	Restore(ctx context.Context, archive io.Reader) (revision uint64, err error)
 	// Status, Sites and ReplicaStatus answer from what the node knows, also
 	// when it is cut off. The number Sites returns is the revision at which
 	// the membership last changed.
 	Status() command.NodeStatus
 	Sites(ctx context.Context) ([]command.Site, uint64, error)
 	ReplicaStatus() command.ReplicaStatus
+	// RenewSession starts a session's time to live anew and returns the session, or
+	// command.ErrSessionNotFound.
+	RenewSession(ctx context.Context, id string) (command.Session, error)
+	// Health is how the leader sees all members, and LocalHealth what this node has
+	// of them by itself.
+	Health(ctx context.Context) (command.Health, error)
+	LocalHealth() (command.Health, error)
+	// TransferLeader hands leadership to a voter by id or name, to any when empty.
+	TransferLeader(ctx context.Context, to string) error
+	// RemovePeer takes a member, by id or by node address, out for good.
+	RemovePeer(ctx context.Context, id, address string) error
 }
+
+// What Config has by default.
+const (
+	DefaultSessionTTLMin = 10 * time.Second
+	DefaultOnceRetention = 15 * time.Minute
+	DefaultOnceBytes     = 64 << 20
+)
 
 // Config is how the API behaves. The zero value of each field is a sensible
 // choice.
@@ -71,6 +101,16 @@ type Config struct {
 	// 2 min by default.
 	IdleTimeout time.Duration
 
+	// SessionTTLMin is the shortest TTL of a session other than none; 10 s by default.
+	// A session is ended after twice its TTL without a renewal, so a short one must
+	// survive what a client may have to wait for a new leader.
+	SessionTTLMin time.Duration
+	// OnceRetention is how long the result of a write with an idempotency key is
+	// remembered; 15 min by default. OnceBytes bounds all that is remembered, on every
+	// node; 64 MiB by default. Beyond it writes with keys are refused.
+	OnceRetention time.Duration
+	OnceBytes     int64
+
 	// OpenAPI is the description served at /v1/openapi.json.
 	OpenAPI []byte
 	// Metrics are shown at /metrics beside the API's own and the node's.
@@ -102,6 +142,9 @@ func (c *Config) fill() {
 	fill(&c.BodyTimeout, 30*time.Second)
 	fill(&c.WriteTimeout, 30*time.Second)
 	fill(&c.IdleTimeout, 2*time.Minute)
+	fill(&c.SessionTTLMin, DefaultSessionTTLMin)
+	fill(&c.OnceRetention, DefaultOnceRetention)
+	fill(&c.OnceBytes, DefaultOnceBytes)
 	if c.Log == nil {
 		c.Log = hclog.NewNullLogger()
 	}
@@ -122,11 +165,17 @@ type Server struct {
 	metrics *metrics
 	engine  *gin.Engine
 	server  *nethttp.Server
+	feeds   *feedHub
 
 	// stopping is closed when Shutdown begins: uploads end then, and readyz
 	// says no.
-	stopping context.Context
-	stop     context.CancelFunc
+	stopping   context.Context
+	stop       context.CancelFunc
+	leaderless leaderless
+	// returned brings back the connections of queries that were parked; parking are
+	// the goroutines that hold them.
+	returned returned
+	parking  sync.WaitGroup
 	// requests ends, with the contexts of all requests, when Shutdown's time
 	// is up.
 	requests context.Context
@@ -140,6 +189,8 @@ func New(cfg Config, n Node) *Server {
 	s := &Server{cfg: cfg, node: n, log: cfg.Log}
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.requests, s.abandon = context.WithCancel(context.Background())
+	s.returned = returned{conns: make(chan net.Conn), stopping: s.stopping}
+	s.feeds = newFeedHub(s)
 	s.metrics = newMetrics(cfg.Metrics, n)
 	s.engine = s.newEngine()
 	s.server = &nethttp.Server{
@@ -150,6 +201,7 @@ func New(cfg Config, n Node) *Server {
 		MaxHeaderBytes:    cfg.MaxHeaderBytes,
 		ErrorLog:          log.New(s.log.StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}), "", 0),
 		BaseContext:       func(net.Listener) context.Context { return s.requests },
+		ConnContext:       withParked,
 	}
 	return s
 }
@@ -157,7 +209,7 @@ func New(cfg Config, n Node) *Server {
 // ServeHTTP answers one request. HEAD is answered like GET, without the body.
 func (s *Server) ServeHTTP(w nethttp.ResponseWriter, r *nethttp.Request) {
 	if r.Method == nethttp.MethodHead {
-		r = r.WithContext(r.Context())
+		r = r.WithContext(context.WithValue(r.Context(), headKey{}, true))
 		r.Method = nethttp.MethodGet
 	}
 	s.engine.ServeHTTP(w, r)
@@ -166,6 +218,8 @@ func (s *Server) ServeHTTP(w nethttp.ResponseWriter, r *nethttp.Request) {
 // Serve answers requests that arrive at l until Shutdown, and returns nil
 // then. It closes l.
 func (s *Server) Serve(l net.Listener) error {
+	go s.watchLeader()
+	go func() { _ = s.server.Serve(s.returned) }() // ends with Shutdown
 	if err := s.server.Serve(l); !errors.Is(err, nethttp.ErrServerClosed) {
 		return err
 	}
@@ -179,6 +233,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.stop()
 	err := s.server.Shutdown(ctx)
 	s.abandon()
+	s.parking.Wait()
 	if err != nil {
 		_ = s.server.Close() // the first error tells more
 	}

@@ -13,9 +13,6 @@ import (
 // parse it.
 const dialect = "1.22.0"
 
-// sessionTTLMin is what clients that keep locks must not go below.
-const sessionTTLMin = 10 * time.Second
-
 func (s *Server) getLeader(x *exchange) { x.replyValue(s.node.Status().LeaderRaftAddr) }
 
 func (s *Server) getPeers(x *exchange) {
@@ -42,19 +39,25 @@ type agentSelf struct {
 	}
 	DebugConfig struct{}
 	Coord       *struct{}
-	Member      struct {
-		Name   string
-		Addr   string
-		Port   int
-		Tags   map[string]string
-		Status int
-	}
-	Stats map[string]map[string]string
-	Meta  map[string]string
+	Member      agentMember
+	Stats       map[string]map[string]string
+	Meta        map[string]string
 }
 
-// memberAlive is the status of a member that is up.
-const memberAlive = 1
+// agentMember is a server as agents see it.
+type agentMember struct {
+	Name   string
+	Addr   string
+	Port   int
+	Tags   map[string]string
+	Status int
+}
+
+// The status of a member that is up, and of one that is not heard.
+const (
+	memberAlive  = 1
+	memberFailed = 4
+)
 
 func (s *Server) getSelf(x *exchange) {
 	st := s.node.Status()
@@ -65,7 +68,7 @@ func (s *Server) getSelf(x *exchange) {
 	v.Config.NodeID = st.ID
 	v.Config.Server = true
 	v.Config.Version = dialect
-	v.Config.SessionTTLMin = sessionTTLMin
+	v.Config.SessionTTLMin = s.cfg.SessionTTLMin
 	v.Member.Name = st.Name
 	v.Member.Addr, v.Member.Port = splitAddress(st.RaftAddr)
 	v.Member.Tags = map[string]string{"site": st.Site, "dc": s.cfg.Datacenter, "id": st.ID}
@@ -118,11 +121,16 @@ func hexOf(l command.Lineage) string {
 }
 
 func (s *Server) getSites(x *exchange) {
-	if _, err := x.q.waiting(); err != nil {
-		x.fail(err)
-		return
+	var sites []command.Site
+	var revision uint64
+	look := func() (_ uint64, err error) {
+		sites, revision, err = s.node.Sites(x.r.Context())
+		return revision, err
 	}
-	sites, revision, err := s.node.Sites(x.r.Context())
+	var err error
+	if x.known, err = x.q.index(); err == nil {
+		err = x.untilNews(command.Target{Kind: command.TargetMembers}, false, look)
+	}
 	if err != nil {
 		x.fail(err)
 		return

@@ -32,8 +32,28 @@ func newPipes() *pipes {
 
 func (p *pipes) dial() net.Conn {
 	ours, theirs := net.Pipe()
-	p.made <- theirs
+	p.made <- &halfClosing{Conn: theirs}
 	return ours
+}
+
+// sendsNoMore is sent last by a client that goes on reading.
+const sendsNoMore = "\x04"
+
+// halfClosing is a server's end of a pipe whose client can end what it sends.
+type halfClosing struct {
+	net.Conn
+	ended bool
+}
+
+func (c *halfClosing) Read(b []byte) (int, error) {
+	if c.ended {
+		return 0, io.EOF
+	}
+	n, err := c.Conn.Read(b)
+	if c.ended = strings.HasSuffix(string(b[:n]), sendsNoMore); c.ended {
+		n--
+	}
+	return n, err
 }
 
 func (p *pipes) Accept() (net.Conn, error) {
@@ -138,6 +158,37 @@ func (c chunked) send(s string) {
 	}
 	_, _ = c.w.WriteString(string(size) + "\r\n" + s + "\r\n")
 	_ = c.w.Flush()
+}
+
+// TestABrokenUploadSaysWhatWasWritten breaks the body off while a write is under way:
+// the request ends with its body, but neither the write nor the answer does.
+func TestABrokenUploadSaysWhatWasWritten(t *testing.T) {
+	n := newFakeNode()
+	inVirtualTime(t, n, func(t *testing.T, c net.Conn) {
+		decided := make(chan struct{})
+		n.propose = func(ctx context.Context, c command.Command) (command.Result, error) {
+			select {
+			case <-decided:
+				return n.apply(c), nil
+			case <-ctx.Done():
+				return command.Result{}, ctx.Err()
+			}
+		}
+		_, _ = io.WriteString(c, "PUT /v1/bulk/ HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{\"key\":\"a\"}\n{"+sendsNoMore)
+		synctest.Wait() // all that comes of the break has come
+		close(decided)
+		res, err := nethttp.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(res.Body) // behind its last line the connection is cut
+		ps := lines(t, string(text))
+		last := ps[len(ps)-1]
+		if res.StatusCode != 200 || last.Done != 1 || len(last.Errors) != 1 ||
+			last.Errors[0].Message != "Request body ended early: unexpected EOF" {
+			t.Errorf("%d %q", res.StatusCode, text)
+		}
+	})
 }
 
 // TestValueThatTricklesIsCutOff sends a byte now and then, which would keep a

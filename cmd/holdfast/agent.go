@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/http"
 	"github.com/holdfast-db/holdfast/node"
 )
 
@@ -75,6 +76,15 @@ type agentConfig struct {
 	// voter.
 	History command.Retention
 
+	// SessionTTLMin is the shortest TTL of a session that this node lets a client
+	// create. The same on each node.
+	SessionTTLMin time.Duration
+	// OnceRetention and OnceBytes say how long and up to how many bytes the cluster
+	// remembers the results of writes with idempotency keys that this node takes. The
+	// same on each node.
+	OnceRetention time.Duration
+	OnceBytes     int64
+
 	// LogRetention is about how many bytes of the Raft log are kept, so that a
 	// node that was away catches up by log.
 	LogRetention uint64
@@ -105,6 +115,15 @@ const (
 	maxMaxValue = 32 << 20
 )
 
+// Bounds of --session-ttl-min, --idempotency-retention and --idempotency-bytes. A
+// session is ended after twice its TTL, and clients must be able to outlive an
+// election; what is remembered is part of the state of every node.
+const (
+	minSessionTTLMin, maxSessionTTLMin          = time.Second, 24 * time.Hour
+	minOnceRetention, maxOnceRetention          = time.Second, 7 * 24 * time.Hour
+	minOnceBytes, maxOnceBytes         byteSize = 1 << 20, 4 << 30
+)
+
 // minHistoryBytes is the least --history-bytes: below it a single large write
 // would leave nothing to catch up from.
 const minHistoryBytes = 1 << 20
@@ -114,14 +133,17 @@ type agentFlags struct {
 	agentConfig
 	role, logLevel, logFormat string
 	maxValue, maxDataSize     byteSize
-	historyBytes              byteSize
+	historyBytes, onceBytes   byteSize
 	logRetention, catchUpRate byteSize
 	withParent                bool
 	config                    string
 }
 
 func newAgent(run runner) *cobra.Command {
-	f := agentFlags{maxValue: command.DefaultMaxValue, historyBytes: byteSize(node.DefaultHistory.Bytes), logRetention: node.DefaultLogRetention}
+	f := agentFlags{
+		maxValue: command.DefaultMaxValue, historyBytes: byteSize(node.DefaultHistory.Bytes), logRetention: node.DefaultLogRetention,
+		onceBytes: http.DefaultOnceBytes,
+	}
 	cmd := &cobra.Command{
 		Use:   "agent --node NAME --site NAME --data-dir DIR [flags]",
 		Short: "Run a node",
@@ -173,6 +195,9 @@ and that over the file.`,
 	fs.DurationVar(&f.History.Age, "history-age", node.DefaultHistory.Age, "keep changes this long")
 	fs.Uint64Var(&f.History.Changes, "history-changes", node.DefaultHistory.Changes, "keep at least this many changes")
 	fs.Var(&f.historyBytes, "history-bytes", "but no more bytes of changes than this")
+	fs.DurationVar(&f.SessionTTLMin, "session-ttl-min", http.DefaultSessionTTLMin, "shortest TTL of a session that clients may create")
+	fs.DurationVar(&f.OnceRetention, "idempotency-retention", http.DefaultOnceRetention, "remember the results of writes with idempotency keys this long")
+	fs.Var(&f.onceBytes, "idempotency-bytes", "size of those results from which on such writes are refused")
 	fs.Var(&f.logRetention, "log-retention", "size of the log that is kept for nodes that were away")
 	fs.Var(&f.catchUpRate, "catchup-rate", "bytes per second of all copies sent to other nodes (0: no limit)")
 	fs.DurationVar(&f.ScrubPeriod, "scrub-period", 24*time.Hour, "read all stored data in this time and look for damage (0: never)")
@@ -260,6 +285,16 @@ func (f agentFlags) check() (agentConfig, error) {
 		return c, refuse(fmt.Sprintf("give an age from 0 on and at least %v", byteSize(minHistoryBytes)),
 			"--history-age %v with --history-bytes %v is out of range", c.History.Age, f.historyBytes)
 	}
+	if c.SessionTTLMin < minSessionTTLMin || c.SessionTTLMin > maxSessionTTLMin {
+		return c, refuse(fmt.Sprintf("give %v to %v", minSessionTTLMin, maxSessionTTLMin), "--session-ttl-min %v is out of range", c.SessionTTLMin)
+	}
+	if c.OnceRetention < minOnceRetention || c.OnceRetention > maxOnceRetention {
+		return c, refuse(fmt.Sprintf("give %v to %v", minOnceRetention, maxOnceRetention), "--idempotency-retention %v is out of range", c.OnceRetention)
+	}
+	if f.onceBytes < minOnceBytes || f.onceBytes > maxOnceBytes {
+		return c, refuse(fmt.Sprintf("give %v to %v", minOnceBytes, maxOnceBytes), "--idempotency-bytes %v is out of range", f.onceBytes)
+	}
+	c.OnceBytes = int64(f.onceBytes)
 	if c.ScrubPeriod != 0 && c.ScrubPeriod < time.Minute {
 		return c, refuse("give 1m or more, or 0 to switch it off", "--scrub-period %v is out of range", c.ScrubPeriod)
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -157,28 +156,4 @@ func (r checkReport) print(w io.Writer) error {
 		}
 	}
 	return nil
-}
-
-// statusError is an error that ends the program with an exit status other than 1.
-type statusError struct {
-	error
-	status int
-}
-
-func (e *statusError) Unwrap() error { return e.error }
-
-// withStatus gives err, if it is one, an exit status.
-func withStatus(status int, err error) error {
-	if err == nil {
-		return nil
-	}
-	return &statusError{err, status}
-}
-
-// exitStatus is the status that err ends the program with.
-func exitStatus(err error) int {
-	if e := new(statusError); errors.As(err, &e) {
-		return e.status
-	}
-	return 1
 }

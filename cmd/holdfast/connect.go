@@ -44,13 +44,19 @@ type readFlags struct {
 }
 
 func (f *readFlags) add(cmd *cobra.Command) {
+	f.addMode(cmd)
+	fs := cmd.Flags()
+	fs.Uint64Var(&f.minIndex, "min-index", 0, "read a state that contains this revision")
+	fs.DurationVar(&f.wait, "wait", 0, "how long the node waits for --min-index or --rev (default 5s)")
+	fs.BoolVarP(&f.verbose, "verbose", "v", false, "say on standard error which node answered and how old the answer may be")
+}
+
+// addMode is for commands that have no one answer.
+func (f *readFlags) addMode(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.BoolVar(&f.stale, "stale", false, "read the copy of the node that is asked, whatever its age")
 	fs.BoolVar(&f.consistent, "consistent", false, "confirm with the leader first, at every node")
 	fs.DurationVar(&f.maxStale, "max-stale", 0, "read a copy at most this old")
-	fs.Uint64Var(&f.minIndex, "min-index", 0, "read a state that contains this revision")
-	fs.DurationVar(&f.wait, "wait", 0, "how long the node waits for --min-index or --rev (default 5s)")
-	fs.BoolVarP(&f.verbose, "verbose", "v", false, "say on standard error which node answered and how old the answer may be")
 }
 
 // addRev is for commands that can also read the past.

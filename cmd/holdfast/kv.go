@@ -18,7 +18,7 @@ func newKV() *cobra.Command {
 		Use:   "kv",
 		Short: "Read and write keys",
 	}
-	cmd.AddCommand(newKVGet(), newKVPut(), newKVDelete(), newKVList(), newKVHistory(), newKVExport(), newKVImport())
+	cmd.AddCommand(newKVGet(), newKVPut(), newKVDelete(), newKVList(), newKVHistory(), newKVWatch(), newKVExport(), newKVImport())
 	group(cmd)
 	return cmd
 }

@@ -20,6 +20,10 @@ type kvChange struct {
 	Time  time.Time `json:",omitzero"`
 }
 
+func changeOf(ch client.Change) kvChange {
+	return kvChange{Index: ch.Index, Op: ch.Op, KV: entryOf(ch.Record), Time: ch.Time}
+}
+
 // shownValue is how many characters of a value a table shows.
 const shownValue = 40
 
@@ -59,7 +63,7 @@ store as it was at one of the changes, give its index to --rev of kv get or kv l
 			if conn.json {
 				list := make([]kvChange, len(changes))
 				for i, ch := range changes {
-					list[i] = kvChange{Index: ch.Index, Op: ch.Op, KV: entryOf(ch.Record), Time: ch.Time}
+					list[i] = changeOf(ch)
 				}
 				return writeJSON(cmd.OutOrStdout(), list)
 			}

@@ -11,8 +11,8 @@ import (
 
 // The collector lets garbage grow to the size of what is in use, which after a
 // burst of writes is a lot of memory for nothing. Up to memoryGoal it may; beyond,
-// it has to be thrifty. What is really in use is never squeezed: the limit stays
-// memorySlack above it, or the collector would run all the time.
+// it has to be thrifty. What is really in use is never squeezed: the limit leaves
+// the heap memorySlack times what is live, or the collector would run all the time.
 const (
 	memoryGoal  = 176 << 20
 	memorySlack = 1.5
@@ -29,7 +29,7 @@ func limitMemory(ctx context.Context) {
 		tick := time.NewTicker(time.Second)
 		defer tick.Stop()
 		defer debug.SetMemoryLimit(math.MaxInt64)
-		sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+		samples := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}}
 		limit := int64(memoryGoal)
 		for {
 			select {
@@ -37,8 +37,8 @@ func limitMemory(ctx context.Context) {
 			case <-ctx.Done():
 				return
 			}
-			metrics.Read(sample)
-			if want := memoryLimit(sample[0].Value.Uint64()); want != limit {
+			metrics.Read(samples)
+			if want := memoryLimit(samples[0].Value.Uint64(), samples[1].Value.Uint64()); want != limit {
 				debug.SetMemoryLimit(want)
 				limit = want
 			}
@@ -46,7 +46,8 @@ func limitMemory(ctx context.Context) {
 	}()
 }
 
-// memoryLimit is the limit for what was in use after the last collection.
-func memoryLimit(live uint64) int64 {
-	return max(memoryGoal, int64(memorySlack*float64(live)))
+// memoryLimit is the limit for what was live after the last collection, and for the
+// stacks of goroutines: many idle connections have nearly as much of those as heap.
+func memoryLimit(live, stacks uint64) int64 {
+	return max(memoryGoal, int64(memorySlack*float64(live)+float64(stacks)))
 }

@@ -86,7 +86,7 @@ func plural[N int | uint64](n N, one string) string {
 	if n == 1 {
 		return "1 " + one
 	}
-	if stem, ok := strings.CutSuffix(one, "y"); ok {
+	if stem, ok := strings.CutSuffix(one, "y"); ok && !strings.HasSuffix(stem, "e") {
 		return count(uint64(n)) + " " + stem + "ies"
 	}
 	return count(uint64(n)) + " " + one + "s"

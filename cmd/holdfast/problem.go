@@ -54,6 +54,30 @@ func explain(err error) string {
 	return strings.Join(strings.Fields(line), " ")
 }
 
+// statusError is an error that ends the program with an exit status other than 1.
+type statusError struct {
+	error
+	status int
+}
+
+func (e *statusError) Unwrap() error { return e.error }
+
+// withStatus gives err, if it is one, an exit status.
+func withStatus(status int, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &statusError{err, status}
+}
+
+// exitStatus is the status that err ends the program with.
+func exitStatus(err error) int {
+	if e := new(statusError); errors.As(err, &e) {
+		return e.status
+	}
+	return 1
+}
+
 // didYouMean is the remedy for a name that is not known: the nearest one that
 // is, if any is near, else the fallback.
 func didYouMean(got string, known []string, before, fallback string) string {

@@ -1,0 +1,146 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+)
+
+// RaftServer is one server of the Raft configuration.
+type RaftServer struct {
+	ID      string
+	Node    string // its name
+	Address string // host:port of its node port
+	Leader  bool
+	Voter   bool
+	// LastIndex is the last entry in its log, as the leader was told; 0 when it was
+	// not.
+	LastIndex uint64
+}
+
+// RaftConfiguration lists the servers, as the leader has them, or with Stale as
+// the server that is asked has, which needs no leader.
+func (c *Client) RaftConfiguration(ctx context.Context, opts ...ReadOption) ([]RaftServer, Meta, error) {
+	var v struct{ Servers []RaftServer }
+	o := read(opts)
+	a, err := c.doRead(ctx, request{method: http.MethodGet, path: "/v1/operator/raft/configuration", query: o.query, wait: o.wait})
+	if err == nil {
+		err = a.decode(&v)
+	}
+	return v.Servers, a.meta, err
+}
+
+// TransferLeader hands leadership to the voter with that ID or name, or to the most
+// complete one when to is empty. Requests wait meanwhile and do not fail. When it
+// returns nil there is a new leader; command.ErrNoTarget says that nothing changed.
+func (c *Client) TransferLeader(ctx context.Context, to string) (Meta, error) {
+	q := url.Values{}
+	if to != "" {
+		q.Set("id", to)
+	}
+	a, err := c.do(ctx, request{method: http.MethodPost, path: "/v1/operator/raft/transfer-leader", query: q, write: true})
+	return a.meta, err
+}
+
+// RemovePeer takes the server with that ID out of the cluster for good: it cannot
+// come back but as a new member, with an empty data directory. command.ErrNoTarget
+// says that there is none, or that the others would be no majority.
+func (c *Client) RemovePeer(ctx context.Context, id string) (Meta, error) {
+	a, err := c.do(ctx, request{method: http.MethodDelete, path: "/v1/operator/raft/peer", query: url.Values{"id": {id}}, write: true})
+	return a.meta, err
+}
+
+// Autopilot is the cluster's setting of that name.
+type Autopilot struct {
+	CleanupDeadServers bool
+	// LastContactThreshold is how long a healthy server may be silent, beyond the
+	// half second between its reports, and MaxTrailingLogs how many entries it may
+	// lack.
+	LastContactThreshold    Duration
+	MaxTrailingLogs         uint64
+	MinQuorum               uint64
+	ServerStabilizationTime Duration
+	RedundancyZoneTag       string
+	DisableUpgradeMigration bool
+	UpgradeVersionTag       string
+	// ModifyIndex is the setting's revision, 0 while it was never set.
+	CreateIndex uint64
+	ModifyIndex uint64
+}
+
+// Duration is a time.Duration that is a string such as "200ms" in JSON.
+type Duration time.Duration
+
+// String implements fmt.Stringer.
+func (d Duration) String() string { return time.Duration(d).String() }
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = Duration(v)
+	return err
+}
+
+// Autopilot returns the setting.
+func (c *Client) Autopilot(ctx context.Context) (Autopilot, Meta, error) {
+	var v Autopilot
+	meta, err := c.get(ctx, "/v1/operator/autopilot/configuration", &v)
+	return v, meta, err
+}
+
+// SetAutopilot changes the setting if its revision is still v.ModifyIndex, and
+// reports whether it did.
+func (c *Client) SetAutopilot(ctx context.Context, v Autopilot) (bool, Meta, error) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return false, Meta{}, err
+	}
+	a, err := c.do(ctx, request{
+		method: http.MethodPut, path: "/v1/operator/autopilot/configuration",
+		query: url.Values{"cas": {strconv.FormatUint(v.ModifyIndex, 10)}}, body: body, kind: "application/json", write: true,
+	})
+	var ok bool
+	if err == nil {
+		err = a.decode(&ok)
+	}
+	return ok, a.meta, err
+}
+
+// Health is how the leader sees the servers.
+type Health struct {
+	Healthy          bool
+	FailureTolerance int // voters that may fail before there is no majority
+	Servers          []ServerHealth
+}
+
+// ServerHealth is how the leader sees one server.
+type ServerHealth struct {
+	ID, Name, Address   string
+	SerfStatus          string // "alive" or "failed"
+	Leader, Voter       bool
+	LastContact         string // a Go duration, or "never"
+	LastTerm, LastIndex uint64
+	Healthy             bool
+	StableSince         time.Time
+}
+
+// Health returns how the leader sees the servers; that they are not healthy is no
+// error.
+func (c *Client) Health(ctx context.Context) (Health, Meta, error) {
+	var v Health
+	a, err := c.do(ctx, request{method: http.MethodGet, path: "/v1/operator/autopilot/health", also: http.StatusTooManyRequests})
+	if err == nil {
+		err = a.decode(&v)
+	}
+	if err != nil {
+		err = fmt.Errorf("health of the servers: %w", err)
+	}
+	return v, a.meta, err
+}

@@ -1,0 +1,268 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-db/holdfast/client"
+)
+
+func newOperator() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "operator",
+		Short: "Look after the cluster",
+		Long:  "Look after the cluster: who leads, who belongs to it, and how its members do.",
+	}
+	cmd.AddCommand(newTransferLeader(), newRemovePeer(), newListPeers(), newAutopilot())
+	group(cmd)
+	return cmd
+}
+
+func newTransferLeader() *cobra.Command {
+	var conn connectFlags
+	var to string
+	cmd := &cobra.Command{
+		Use:   "transfer-leader",
+		Short: "Hand leadership to another voter",
+		Long: `Hand leadership to another voter, the most complete one unless --id names one.
+Requests wait meanwhile and do not fail.`,
+		Args: exactArgs(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := conn.open()
+			if err != nil {
+				return err
+			}
+			if _, err := c.TransferLeader(cmd.Context(), to); err != nil {
+				return err
+			}
+			peers, _, err := c.RaftConfiguration(cmd.Context())
+			if err != nil {
+				return err
+			}
+			for _, p := range peers {
+				if !p.Leader {
+					continue
+				}
+				if conn.json {
+					return writeJSON(cmd.OutOrStdout(), p)
+				}
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s leads now\n", p.Node)
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&to, "id", "", "ID or name of the voter that is to lead")
+	conn.add(cmd)
+	return cmd
+}
+
+func newRemovePeer() *cobra.Command {
+	var conn connectFlags
+	var id string
+	cmd := &cobra.Command{
+		Use:   "remove-peer",
+		Short: "Take a member out of the cluster for good",
+		Long: `Take a member out of the cluster for good. If it runs it learns of it and ends. It
+cannot come back under its old identity; started with an empty data directory it
+is a new member.`,
+		Args: exactArgs(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if id == "" {
+				return refuse("list-peers shows the IDs", "--id is missing")
+			}
+			c, err := conn.open()
+			if err != nil {
+				return err
+			}
+			peers, _, err := c.RaftConfiguration(cmd.Context())
+			if err != nil {
+				return err
+			}
+			for _, p := range peers {
+				if p.Node == id { // a name will do
+					id = p.ID
+				}
+			}
+			if _, err := c.RemovePeer(cmd.Context(), id); err != nil {
+				return err
+			}
+			if conn.json {
+				return writeJSON(cmd.OutOrStdout(), struct{ Removed string }{id})
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "removed %s\n", id)
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&id, "id", "", "ID or name of the member")
+	conn.add(cmd)
+	return cmd
+}
+
+func newListPeers() *cobra.Command {
+	var conn connectFlags
+	var stale bool
+	cmd := &cobra.Command{
+		Use:   "list-peers",
+		Short: "List the servers of the Raft configuration",
+		Args:  exactArgs(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := conn.open()
+			if err != nil {
+				return err
+			}
+			var opts []client.ReadOption
+			if stale {
+				opts = append(opts, client.Stale())
+			}
+			peers, _, err := c.RaftConfiguration(cmd.Context(), opts...)
+			if err != nil {
+				return err
+			}
+			if conn.json {
+				return writeJSON(cmd.OutOrStdout(), peers)
+			}
+			rows := [][]string{{"NODE", "ID", "NODE PORT", "STATE", "VOTER", "LAST INDEX"}}
+			for _, p := range peers {
+				state := "follower"
+				if p.Leader {
+					state = "leader"
+				}
+				rows = append(rows, []string{p.Node, p.ID, p.Address, state, fmt.Sprint(p.Voter), fmt.Sprint(p.LastIndex)})
+			}
+			return table(cmd.OutOrStdout(), rows)
+		},
+	}
+	cmd.Flags().BoolVar(&stale, "stale", false, "as the node that is asked has it, which needs no leader")
+	conn.add(cmd)
+	return cmd
+}
+
+func newAutopilot() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "autopilot",
+		Short: "How the members do, and the setting that judges it",
+	}
+	cmd.AddCommand(newAutopilotHealth(), newAutopilotGet(), newAutopilotSet())
+	group(cmd)
+	return cmd
+}
+
+// errUnhealthy makes the command end with status 1 after its answer.
+var errUnhealthy = refuse("see which", "not all members are healthy")
+
+func newAutopilotHealth() *cobra.Command {
+	var conn connectFlags
+	cmd := &cobra.Command{
+		Use:   "health",
+		Short: "Show how the leader sees the members; exit status 1 when not all are healthy",
+		Args:  exactArgs(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := conn.open()
+			if err != nil {
+				return err
+			}
+			h, _, err := c.Health(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if conn.json {
+				err = writeJSON(cmd.OutOrStdout(), h)
+			} else {
+				err = table(cmd.OutOrStdout(), healthRows(h))
+			}
+			if err == nil && !h.Healthy {
+				err = errUnhealthy
+			}
+			return err
+		},
+	}
+	conn.add(cmd)
+	return cmd
+}
+
+func healthRows(h client.Health) [][]string {
+	rows := [][]string{{"NODE", "ID", "NODE PORT", "HEALTHY", "SINCE", "VOTER", "LEADER", "LAST CONTACT", "LAST INDEX"}}
+	for _, s := range h.Servers {
+		rows = append(rows, []string{
+			s.Name, s.ID, s.Address, fmt.Sprint(s.Healthy), s.StableSince.Local().Format(time.DateTime),
+			fmt.Sprint(s.Voter), fmt.Sprint(s.Leader), s.LastContact, fmt.Sprint(s.LastIndex),
+		})
+	}
+	return rows
+}
+
+func newAutopilotGet() *cobra.Command {
+	var conn connectFlags
+	cmd := &cobra.Command{
+		Use:   "get-config",
+		Short: "Show the setting",
+		Args:  exactArgs(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := conn.open()
+			if err != nil {
+				return err
+			}
+			a, _, err := c.Autopilot(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return writeAutopilot(cmd, &conn, a)
+		},
+	}
+	conn.add(cmd)
+	return cmd
+}
+
+func writeAutopilot(cmd *cobra.Command, conn *connectFlags, a client.Autopilot) error {
+	if conn.json {
+		return writeJSON(cmd.OutOrStdout(), a)
+	}
+	return table(cmd.OutOrStdout(), [][]string{
+		{"SETTING", "VALUE"},
+		{"last-contact-threshold", a.LastContactThreshold.String()},
+		{"max-trailing-logs", fmt.Sprint(a.MaxTrailingLogs)},
+	})
+}
+
+func newAutopilotSet() *cobra.Command {
+	var (
+		conn    connectFlags
+		contact time.Duration
+		logs    uint64
+	)
+	cmd := &cobra.Command{
+		Use:   "set-config",
+		Short: "Change the setting; what is not given stays as it is",
+		Args:  exactArgs(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := conn.open()
+			if err != nil {
+				return err
+			}
+			a, _, err := c.Autopilot(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if cmd.Flags().Changed("last-contact-threshold") {
+				a.LastContactThreshold = client.Duration(contact)
+			}
+			if cmd.Flags().Changed("max-trailing-logs") {
+				a.MaxTrailingLogs = logs
+			}
+			ok, _, err := c.SetAutopilot(cmd.Context(), a)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				return refuse("try again", "somebody else has changed the setting meanwhile")
+			}
+			return writeAutopilot(cmd, &conn, a)
+		},
+	}
+	cmd.Flags().DurationVar(&contact, "last-contact-threshold", 0, "how long a healthy member may be silent, beyond the half second between its reports")
+	cmd.Flags().Uint64Var(&logs, "max-trailing-logs", 0, "how many entries of the log a healthy member may lack")
+	conn.add(cmd)
+	return cmd
+}
