@@ -79,7 +79,7 @@ func judgeWrite(status int, err error) outcome {
 	return decided
 }
 
-// write is PUT or DELETE with what API.md says of its answer.
+// written is the answer of a PUT or DELETE, as a client judges it.
 type written struct {
 	outcome  outcome
 	ok       bool   // the body was true
@@ -174,7 +174,7 @@ func read(n *node, key, query string) (answer, error) {
 	return a, nil
 }
 
-// answerError is an answer that breaks API.md: a failure of the node, not of
+// answerError is an answer that breaks the API: a failure of the node, not of
 // the network.
 type answerError struct{ what string }
 

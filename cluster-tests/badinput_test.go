@@ -460,7 +460,7 @@ func TestClientsThatNeverFinishHoldUpNobody(t *testing.T) {
 	const (
 		count = 1000
 		costs = 128 << 20 // of all of them; the bodies declared are half a gigabyte
-		slow  = 2 * time.Second
+		slow  = 5 * time.Second
 	)
 	c := startCluster(t, voters[:1])
 	n := c.nodes[0]

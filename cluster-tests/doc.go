@@ -6,7 +6,7 @@
 // It knows the system only by its flags, its HTTP API and its fault switch, so
 // that no mistake inside can hide itself here.
 //
-//	imports_test.go     the import map of DESIGN.md, held against the sources
+//	imports_test.go     the import map of ARCHITECTURE.md, held against the sources
 //	cluster_test.go     a cluster of processes: start, kill, stop, pause, cut, heal, wait
 //	api_test.go         the HTTP API as this package speaks it
 //	history_test.go     what clients did and saw, recorded

@@ -170,8 +170,8 @@ type Autopilot struct {
 	LastContactThreshold time.Duration
 	MaxTrailingLogs      uint64
 	MinQuorum            uint64
-	// ServerStabilizationTime is how long a new member must have been healthy
-	// before it becomes a voter.
+	// ServerStabilizationTime is how long a new member must have been level with the
+	// leader before it becomes a voter.
 	ServerStabilizationTime time.Duration
 	RedundancyZoneTag       string
 	DisableUpgradeMigration bool

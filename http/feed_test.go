@@ -633,6 +633,8 @@ func TestAClientThatTakesNothingIsCutOff(t *testing.T) {
 		put(n, "big", strings.Repeat(string(rune('a'+i%26)), 400_000))
 	}
 	until(t, "one feed is cut off", func() bool { return feeds() == 1 })
+	quiet := time.Now()
+	until(t, "the deadline of the last write passes", func() bool { return time.Since(quiet) > 2*s.cfg.WriteTimeout })
 	put(n, "last", "")
 	until(t, "the other goes on", ended.Load)
 }

@@ -101,6 +101,7 @@ func (n *Node) endLeading() {
 	n.parts.Transport.SetLeading(false)
 	n.reports.clear()
 	n.health.clear()
+	n.levelled.clear()
 	n.log.Info("no longer leading")
 }
 
@@ -114,8 +115,14 @@ func (n *Node) promote() {
 	default:
 		return
 	}
-	future := n.raft.GetConfiguration()
+	// Raft's own future has no index.
+	_, index := n.parts.State.Configuration()
+	servers := n.raft.GetConfiguration().Configuration().Servers
 	cluster, members, err := n.table()
+	if err != nil {
+		return
+	}
+	pilot, err := n.autopilot()
 	if err != nil {
 		return
 	}
@@ -123,13 +130,18 @@ func (n *Node) promote() {
 	for _, m := range members {
 		eligible[m.ID] = m.Role == command.RoleVoter && m.Site == cluster.HomeSite
 	}
-	for _, s := range future.Configuration().Servers {
-		if s.Suffrage == raft.Voter || !eligible[string(s.ID)] || !n.level(string(s.ID)) {
+	for _, s := range servers {
+		id := string(s.ID)
+		if s.Suffrage == raft.Voter || !eligible[id] {
+			continue
+		}
+		level, now := n.level(id), n.cfg.Clock.Wall()
+		if since := n.levelled.since(id, level, now); !level || now.Sub(since) < pilot.ServerStabilizationTime {
 			continue
 		}
 		n.log.Info("member has caught up and becomes a voter", "id", s.ID)
 		// With the configuration's index, so that a change made meanwhile wins.
-		if err := n.wait(n.raft.AddVoter(s.ID, s.Address, future.Index(), n.cfg.Wait)); err != nil {
+		if err := n.wait(n.raft.AddVoter(s.ID, s.Address, index, n.cfg.Wait)); err != nil {
 			n.log.Warn("member could not be made a voter", "id", s.ID, "error", err)
 		}
 		return // one change at a time

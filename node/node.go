@@ -25,7 +25,8 @@ type Node struct {
 	own     *own
 	timers  *sessionTimers
 	reports reports
-	health  stability
+	// health and levelled are since when the leader calls members healthy, and level.
+	health, levelled stability
 	// changed wakes those who wait for a leader.
 	changed   signal
 	rounds    flight[confirmation]

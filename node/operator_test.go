@@ -2,6 +2,7 @@ package node_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -128,6 +129,30 @@ func TestARemovedMemberEndsAndCannotComeBack(t *testing.T) {
 		delete(c.members, gone.name)
 		c.write("after/"+gone.name, "v")
 	}
+}
+
+func TestANewVoterWaitsUntilItHasBeenLevelForLongEnough(t *testing.T) {
+	c := newCluster(t, nil)
+	set := func(wait time.Duration) {
+		t.Helper()
+		pilot := command.DefaultAutopilot
+		pilot.ServerStabilizationTime = wait
+		value, err := json.Marshal(pilot)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.propose(&command.SettingPut{Name: command.SettingAutopilot, Value: value})
+	}
+	set(time.Hour)
+	n4 := c.add("n4", "home", command.RoleVoter)
+	c.healthy(n4)
+	for _, m := range c.healthy(n4).Members {
+		if m.Voter == (m.Name == "n4") {
+			t.Errorf("%+v", m)
+		}
+	}
+	set(0)
+	eventually(t, "n4 votes", n4.n.Load().MayLead)
 }
 
 func TestAMemberIsNotRemovedWhenNoHealthyMajorityWouldBeLeft(t *testing.T) {

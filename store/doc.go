@@ -15,6 +15,7 @@
 //	incoming/       a copy of the state that is being received
 //	delta.copy      what came from another node and may not be in state.db yet
 //	rewrite.db      a smaller state file being made of state.db
+//	archives/       an archive being verified, and the state file being made of one
 //
 // Its promises:
 //

@@ -223,6 +223,7 @@ func writeAutopilot(cmd *cobra.Command, conn *connectFlags, a client.Autopilot) 
 		{"SETTING", "VALUE"},
 		{"last-contact-threshold", a.LastContactThreshold.String()},
 		{"max-trailing-logs", fmt.Sprint(a.MaxTrailingLogs)},
+		{"server-stabilization-time", a.ServerStabilizationTime.String()},
 	})
 }
 
@@ -230,6 +231,7 @@ func newAutopilotSet() *cobra.Command {
 	var (
 		conn    connectFlags
 		contact time.Duration
+		stable  time.Duration
 		logs    uint64
 	)
 	cmd := &cobra.Command{
@@ -251,6 +253,9 @@ func newAutopilotSet() *cobra.Command {
 			if cmd.Flags().Changed("max-trailing-logs") {
 				a.MaxTrailingLogs = logs
 			}
+			if cmd.Flags().Changed("server-stabilization-time") {
+				a.ServerStabilizationTime = client.Duration(stable)
+			}
 			ok, _, err := c.SetAutopilot(cmd.Context(), a)
 			if err != nil {
 				return err
@@ -262,6 +267,7 @@ func newAutopilotSet() *cobra.Command {
 		},
 	}
 	cmd.Flags().DurationVar(&contact, "last-contact-threshold", 0, "how long a healthy member may be silent, beyond the half second between its reports")
+	cmd.Flags().DurationVar(&stable, "server-stabilization-time", 0, "how long a new voter must have been level before it votes")
 	cmd.Flags().Uint64Var(&logs, "max-trailing-logs", 0, "how many entries of the log a healthy member may lack")
 	conn.add(cmd)
 	return cmd
