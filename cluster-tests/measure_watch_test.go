@@ -16,7 +16,7 @@ import (
 
 const (
 	idleWatchers   = 10_000
-	idleRounds     = 3
+	idleEvery      = 4 * time.Millisecond // one comes
 	busyWatchers   = 100
 	busyWrites     = 500 // per second
 	busyKeys       = 100 // under the prefix that is watched
@@ -61,7 +61,10 @@ func measureIdleWatchers(t *testing.T, r *report) {
 			time.Sleep(settleWatchers / 3)
 			m := c.watchMemory(n)
 			before := m.sample()
+			arrives := time.NewTicker(idleEvery)
+			defer arrives.Stop()
 			for i := range idleWatchers {
+				<-arrives.C
 				conn, err := net.Dial("tcp", n.http)
 				if err == nil {
 					_, err = conn.Write(getRequest(fmt.Sprintf("idle/%05d/k", i), fmt.Sprintf("%sindex=%d", query, index)))

@@ -158,7 +158,7 @@ func TestAServerThatStopsClosesWhatIsParked(t *testing.T) {
 }
 
 func TestAClientThatDoesNotWaitForAParkedQueryGetsItsAnswersInOrder(t *testing.T) {
-	for name, padding := range map[string]int{"short": 0, "longer than a buffer of net/http": 4000} {
+	for name, padding := range map[string]int{"short": 0, "longer than a buffer of net/http": 4020} {
 		for _, together := range []bool{false, true} {
 			n := newFakeNode()
 			n.apply(&command.Put{Key: "a", Value: []byte("old")})

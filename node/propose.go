@@ -117,10 +117,11 @@ func (n *Node) answerPropose(ctx context.Context, req []byte) ([]byte, error) {
 	return command.AppendResult(nil, res), nil
 }
 
-// grows reports whether a command may add to the data.
+// grows reports whether a command may add to the data. What is staged for a restore
+// does not count: that replaces the data, and may be the remedy.
 func grows(c command.Command) bool {
 	switch c := c.(type) {
-	case *command.Put, *command.PutMany, *command.Stage:
+	case *command.Put, *command.PutMany:
 		return true
 	case *command.Txn:
 		return slices.ContainsFunc(c.Ops, func(op command.TxnOp) bool {
