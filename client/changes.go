@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"net/http"
 	"strconv"
 	"strings"
 	"time"
@@ -124,7 +123,7 @@ func (c *Client) changes(ctx context.Context, path string, span Span, o readOpti
 			o.query.Set(name, strconv.FormatUint(n, 10))
 		}
 	}
-	a, err := c.doRead(ctx, request{method: http.MethodGet, path: path, query: o.query, wait: o.wait})
+	a, err := c.doRead(ctx, o.request(path))
 	if err != nil {
 		return nil, a, err
 	}

@@ -117,9 +117,11 @@ func parseServer(address string) (server, error) {
 }
 
 // Addresses lists the servers as they were given.
-func (c *Client) Addresses() []string {
+func (c *Client) Addresses() []string { return addresses(c.given) }
+
+func addresses(servers []server) []string {
 	var as []string
-	for _, s := range c.given {
+	for _, s := range servers {
 		as = append(as, s.address)
 	}
 	return as
@@ -193,14 +195,28 @@ func (c *Client) do(ctx context.Context, r request) (answer, error) {
 	}
 	for {
 		a, err := c.round(ctx, r)
-		if err == nil || !errors.Is(err, command.ErrOutcomeUnknown) || ctx.Err() != nil {
+		if !errors.Is(err, command.ErrOutcomeUnknown) || pause(ctx, leastRetry) != nil {
 			return a, err
 		}
-		select {
-		case <-time.After(leastRetry):
-		case <-ctx.Done():
-			return a, err
-		}
+	}
+}
+
+// ask is do with the answer decoded into v.
+func (c *Client) ask(ctx context.Context, r request, v any) (Meta, error) {
+	a, err := c.do(ctx, r)
+	if err == nil {
+		err = a.decode(v)
+	}
+	return a.meta, err
+}
+
+// pause waits for d, or until ctx ends, whose cause it returns.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 

@@ -74,9 +74,5 @@ func (c *Client) Ready(ctx context.Context) error {
 }
 
 func (c *Client) get(ctx context.Context, path string, v any) (Meta, error) {
-	a, err := c.do(ctx, request{method: http.MethodGet, path: path})
-	if err != nil {
-		return a.meta, err
-	}
-	return a.meta, a.decode(v)
+	return c.ask(ctx, request{method: http.MethodGet, path: path}, v)
 }

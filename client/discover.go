@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"net/url"
@@ -38,37 +39,25 @@ func (c *Client) Discover(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		if err != nil {
-			select {
-			case <-time.After(leastRetry):
-			case <-ctx.Done():
-			}
+			_ = pause(ctx, leastRetry)
 		}
 	}
 }
 
 // Servers lists the servers in the order they are asked in: those given to New, or
 // what Discover has found.
-func (c *Client) Servers() []string {
-	var addresses []string
-	for _, s := range *c.servers.Load() {
-		addresses = append(addresses, s.address)
-	}
-	return addresses
-}
+func (c *Client) Servers() []string { return addresses(*c.servers.Load()) }
 
 // sitesSince is Sites once they are newer than index, or after a while.
 func (c *Client) sitesSince(ctx context.Context, index uint64) ([]command.Site, Meta, error) {
-	var sites []command.Site
 	r := request{method: http.MethodGet, path: "/v1/sites"}
 	if index > 0 {
 		r.query = url.Values{"index": {strconv.FormatUint(index, 10)}, "wait": {discoverEvery.String()}}
 		r.wait = discoverEvery + discoverEvery/16
 	}
-	a, err := c.do(ctx, r)
-	if err == nil {
-		err = a.decode(&sites)
-	}
-	return sites, a.meta, err
+	var sites []command.Site
+	meta, err := c.ask(ctx, r, &sites)
+	return sites, meta, err
 }
 
 // byDistance orders the servers of the sites: ready ones by the time they take to
@@ -98,7 +87,7 @@ func (c *Client) byDistance(ctx context.Context, sites []command.Site) []server 
 		}
 	}
 	wg.Wait()
-	slices.SortFunc(all, func(a, b candidate) int { return int(a.took - b.took) })
+	slices.SortFunc(all, func(a, b candidate) int { return cmp.Compare(a.took, b.took) })
 	servers := make([]server, len(all))
 	for i := range all {
 		servers[i] = all[i].server

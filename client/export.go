@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"strings"
 	"time"
 )
@@ -28,8 +27,7 @@ func (c *Client) Export(ctx context.Context, prefix string, fn func(Pair) error,
 	if err != nil {
 		return Meta{}, err
 	}
-	o := read(opts)
-	r := request{method: http.MethodGet, path: path, query: o.query, wait: o.wait}
+	r := read(opts).request(path)
 	var (
 		meta  Meta
 		ended error // the stream's end, once fn was called

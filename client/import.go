@@ -171,7 +171,7 @@ type importer struct {
 // empties it.
 func (m *importer) send(ctx context.Context, b *batch) error {
 	acked := 0
-	pause, progress := firstPause, time.Now()
+	delay, progress := firstPause, time.Now()
 	for acked < len(b.ends) {
 		before := acked
 		acknowledge := func(n int, index uint64) {
@@ -196,7 +196,7 @@ func (m *importer) send(ctx context.Context, b *batch) error {
 			break
 		}
 		if acked > before {
-			pause, progress = firstPause, time.Now()
+			delay, progress = firstPause, time.Now()
 		}
 		stop := &ImportError{Record: m.done.Records + 1, Key: b.ends[acked].key, Err: withoutPlace(err)}
 		if ctx.Err() != nil {
@@ -208,17 +208,15 @@ func (m *importer) send(ctx context.Context, b *batch) error {
 			return stop
 		}
 		m.done.Retries++
-		wait := min(pause/2+rand.N(pause), left)
+		wait := min(delay/2+rand.N(delay), left)
 		if m.o.Retrying != nil {
 			m.o.Retrying(err, wait)
 		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			stop.Err = context.Cause(ctx)
+		if err := pause(ctx, wait); err != nil {
+			stop.Err = err
 			return stop
 		}
-		pause = min(2*pause, longestPause)
+		delay = min(2*delay, longestPause)
 	}
 	b.reset()
 	return nil

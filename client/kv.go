@@ -83,7 +83,7 @@ func (c *Client) readKV(ctx context.Context, key string, o readOptions, v any) (
 	if err != nil {
 		return Meta{}, err
 	}
-	a, err := c.doRead(ctx, request{method: http.MethodGet, path: path, query: o.query, wait: o.wait})
+	a, err := c.doRead(ctx, o.request(path))
 	if err != nil {
 		return a.meta, err
 	}
@@ -120,10 +120,6 @@ func (c *Client) DeleteTree(ctx context.Context, prefix string, opts ...WriteOpt
 	o.query.Set("recurse", "")
 	_, meta, err := c.writeKV(ctx, o.request(http.MethodDelete, nil), prefix)
 	return meta, err
-}
-
-func (o writeOptions) request(method string, body []byte) request {
-	return request{method: method, query: o.query, body: body, write: true, once: o.once, wait: o.wait}
 }
 
 func (c *Client) writeKV(ctx context.Context, r request, key string) (bool, Meta, error) {

@@ -119,22 +119,15 @@ func (l *Lock) acquire(ctx context.Context, o LockOptions) error {
 // await waits until the key may be free: until it changes, or for a moment when
 // nobody holds it, since a lock-delay ends without a change.
 func (l *Lock) await(ctx context.Context, rec command.Record, meta Meta, rerr error) error {
-	select {
-	case <-l.ctx.Done():
+	if l.ctx.Err() != nil {
 		return context.Cause(l.ctx)
-	default:
 	}
 	if rerr == nil && rec.Session != "" {
 		if _, _, err := l.c.Get(ctx, l.Key, Consistent(), Block(meta.Index, 10*time.Second)); err == nil || ctx.Err() == nil {
 			return nil
 		}
 	}
-	select {
-	case <-time.After(500 * time.Millisecond):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return pause(ctx, 500*time.Millisecond)
 }
 
 // watch notices when the lock is no longer this session's.
@@ -152,10 +145,7 @@ func (l *Lock) watch() {
 			return
 		default:
 			// The keeper of the session decides when not to know is to have lost it.
-			select {
-			case <-time.After(leastRetry):
-			case <-l.ctx.Done():
-			}
+			_ = pause(l.ctx, leastRetry)
 		}
 	}
 }
@@ -222,18 +212,16 @@ func (c *Client) Campaign(ctx context.Context, key, name string, o LockOptions, 
 		case err != nil && !mayPass(err) && !errors.Is(err, ErrLockLost):
 			return err
 		case err != nil:
-			select {
-			case <-time.After(leastRetry):
-				continue
-			case <-ctx.Done():
-				return context.Cause(ctx)
+			if err := pause(ctx, leastRetry); err != nil {
+				return err
 			}
+			continue
 		}
 		err = c.lead(ctx, l, lead)
-		if err != nil || ctx.Err() != nil {
-			if ctx.Err() != nil {
-				err = context.Cause(ctx)
-			}
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err != nil:
 			return err
 		}
 	}

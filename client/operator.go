@@ -26,12 +26,8 @@ type RaftServer struct {
 // the server that is asked has, which needs no leader.
 func (c *Client) RaftConfiguration(ctx context.Context, opts ...ReadOption) ([]RaftServer, Meta, error) {
 	var v struct{ Servers []RaftServer }
-	o := read(opts)
-	a, err := c.doRead(ctx, request{method: http.MethodGet, path: "/v1/operator/raft/configuration", query: o.query, wait: o.wait})
-	if err == nil {
-		err = a.decode(&v)
-	}
-	return v.Servers, a.meta, err
+	meta, err := c.ask(ctx, read(opts).request("/v1/operator/raft/configuration"), &v)
+	return v.Servers, meta, err
 }
 
 // TransferLeader hands leadership to the voter with that ID or name, or to the most
@@ -102,15 +98,12 @@ func (c *Client) SetAutopilot(ctx context.Context, v Autopilot) (bool, Meta, err
 	if err != nil {
 		return false, Meta{}, err
 	}
-	a, err := c.do(ctx, request{
+	var ok bool
+	meta, err := c.ask(ctx, request{
 		method: http.MethodPut, path: "/v1/operator/autopilot/configuration",
 		query: url.Values{"cas": {strconv.FormatUint(v.ModifyIndex, 10)}}, body: body, kind: "application/json", write: true,
-	})
-	var ok bool
-	if err == nil {
-		err = a.decode(&ok)
-	}
-	return ok, a.meta, err
+	}, &ok)
+	return ok, meta, err
 }
 
 // Health is how the leader sees the servers.
@@ -135,12 +128,9 @@ type ServerHealth struct {
 // error.
 func (c *Client) Health(ctx context.Context) (Health, Meta, error) {
 	var v Health
-	a, err := c.do(ctx, request{method: http.MethodGet, path: "/v1/operator/autopilot/health", also: http.StatusTooManyRequests})
-	if err == nil {
-		err = a.decode(&v)
-	}
+	meta, err := c.ask(ctx, request{method: http.MethodGet, path: "/v1/operator/autopilot/health", also: http.StatusTooManyRequests}, &v)
 	if err != nil {
 		err = fmt.Errorf("health of the servers: %w", err)
 	}
-	return v, a.meta, err
+	return v, meta, err
 }

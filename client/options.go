@@ -2,6 +2,7 @@ package client
 
 import (
 	"crypto/rand"
+	"net/http"
 	"net/url"
 	"strconv"
 	"time"
@@ -89,6 +90,11 @@ func read(opts []ReadOption) readOptions {
 	return o
 }
 
+// request is a read of a path with these options.
+func (o readOptions) request(path string) request {
+	return request{method: http.MethodGet, path: path, query: o.query, wait: o.wait}
+}
+
 // WriteOption says under which condition, and with what, a write is made.
 type WriteOption func(*writeOptions)
 
@@ -159,6 +165,11 @@ func write(opts []WriteOption) writeOptions {
 		opt(&o)
 	}
 	return o
+}
+
+// request is a write with these options and a body.
+func (o writeOptions) request(method string, body []byte) request {
+	return request{method: method, query: o.query, body: body, write: true, once: o.once, wait: o.wait}
 }
 
 // newOnceKey draws a key that nobody else has.

@@ -57,11 +57,8 @@ func (c *Client) CreateSession(ctx context.Context, s Session, opts ...WriteOpti
 	r := o.request(http.MethodPut, body)
 	r.path, r.kind = "/v1/session/create", "application/json"
 	var made struct{ ID string }
-	a, err := c.do(ctx, r)
-	if err == nil {
-		err = a.decode(&made)
-	}
-	return made.ID, a.meta, err
+	meta, err = c.ask(ctx, r, &made)
+	return made.ID, meta, err
 }
 
 // DestroySession ends a session: its keys are released or deleted, and cannot be
@@ -80,8 +77,7 @@ func (c *Client) RenewSession(ctx context.Context, id string) (Session, Meta, er
 
 // Session returns a session, or command.ErrSessionNotFound.
 func (c *Client) Session(ctx context.Context, id string, opts ...ReadOption) (Session, Meta, error) {
-	o := read(opts)
-	return c.oneSession(ctx, request{method: http.MethodGet, path: "/v1/session/info/" + id, query: o.query, wait: o.wait})
+	return c.oneSession(ctx, read(opts).request("/v1/session/info/"+id))
 }
 
 func (c *Client) oneSession(ctx context.Context, r request) (Session, Meta, error) {
@@ -98,24 +94,20 @@ func (c *Client) oneSession(ctx context.Context, r request) (Session, Meta, erro
 
 // Sessions lists all sessions, in the order of their IDs.
 func (c *Client) Sessions(ctx context.Context, opts ...ReadOption) ([]Session, Meta, error) {
-	o := read(opts)
-	return c.sessions(ctx, request{method: http.MethodGet, path: "/v1/session/list", query: o.query, wait: o.wait})
+	return c.sessions(ctx, read(opts).request("/v1/session/list"))
 }
 
 func (c *Client) sessions(ctx context.Context, r request) ([]Session, Meta, error) {
-	a, err := c.do(ctx, r)
-	if err != nil {
-		return nil, a.meta, err
-	}
 	var wire []wireSession
-	if err := a.decode(&wire); err != nil {
-		return nil, a.meta, err
+	meta, err := c.ask(ctx, r, &wire)
+	if err != nil {
+		return nil, meta, err
 	}
 	list := make([]Session, len(wire))
 	for i := range wire {
 		list[i] = wire[i].session()
 	}
-	return list, a.meta, nil
+	return list, meta, nil
 }
 
 // keepSession renews a session until ctx ends. It returns nil then, and
@@ -124,10 +116,8 @@ func (c *Client) sessions(ctx context.Context, r request) ([]Session, Meta, erro
 // after the last renewal, and after that keepSession returns the last error.
 func (c *Client) keepSession(ctx context.Context, id string, ttl time.Duration) error {
 	renewed := time.Now()
-	for pause := ttl / 3; ; {
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
+	for next := ttl / 3; ; {
+		if pause(ctx, next) != nil {
 			return nil
 		}
 		sent := time.Now()
@@ -138,11 +128,11 @@ func (c *Client) keepSession(ctx context.Context, id string, ttl time.Duration) 
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
-			renewed, pause = sent, ttl/3
+			renewed, next = sent, ttl/3
 		case time.Since(renewed) >= ttl || !mayPass(err):
 			return err
 		default:
-			pause = min(ttl/10, time.Second)
+			next = min(ttl/10, time.Second)
 		}
 	}
 }

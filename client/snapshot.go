@@ -20,10 +20,8 @@ const snapshotPatience = 5 * time.Minute
 //
 // Another server is tried only as long as nothing was sent.
 func (c *Client) Snapshot(ctx context.Context, opts ...ReadOption) (io.ReadCloser, Meta, error) {
-	r := request{
-		method: http.MethodGet, path: "/v1/snapshot", query: read(opts).query,
-		accept: "application/x-gzip, application/json",
-	}
+	r := read(opts).request("/v1/snapshot")
+	r.accept = "application/x-gzip, application/json"
 	var (
 		archive *snapshot
 		meta    Meta

@@ -8,7 +8,7 @@ import (
 	"github.com/holdfast-db/holdfast/command"
 )
 
-// Op of a transaction. Which fields count, the verb says.
+// TxnOp is one operation of a transaction. Which fields count, the verb says.
 type TxnOp struct {
 	Verb    command.Verb
 	Key     string // a prefix of VerbGetTree and VerbDeleteTree
@@ -62,20 +62,17 @@ func (c *Client) Txn(ctx context.Context, ops []TxnOp, opts ...WriteOption) (Txn
 	}
 	r := write(opts).request(http.MethodPut, body)
 	r.path, r.kind, r.write, r.also = "/v1/txn", "application/json", writes, http.StatusConflict
-	a, err := c.do(ctx, r)
-	if err != nil {
-		return TxnResult{}, a.meta, err
-	}
 	var answer struct {
 		Results []struct{ KV entry }
 		Errors  []TxnError
 	}
-	if err := a.decode(&answer); err != nil {
-		return TxnResult{}, a.meta, err
+	meta, err := c.ask(ctx, r, &answer)
+	if err != nil {
+		return TxnResult{}, meta, err
 	}
 	res := TxnResult{OK: len(answer.Errors) == 0, Errors: answer.Errors}
 	for _, e := range answer.Results {
 		res.Records = append(res.Records, e.KV.record())
 	}
-	return res, a.meta, nil
+	return res, meta, nil
 }

@@ -65,11 +65,9 @@ func (c *Client) Watch(ctx context.Context, prefix string, start Start, fn func(
 	if start.Init {
 		o.query.Set("init", "")
 	}
-	w := watcher{c: c, fn: fn, request: request{
-		method: http.MethodGet, path: "/v1/changes/" + prefix, query: o.query, wait: o.wait,
-		accept: "text/event-stream, application/json", after: start.After,
-	}}
-	for pause := leastRetry; ; {
+	w := watcher{c: c, fn: fn, request: o.request("/v1/changes/" + prefix)}
+	w.request.accept, w.request.after = "text/event-stream, application/json", start.After
+	for retry := leastRetry; ; {
 		before := w.events
 		err := c.each(ctx, w.request, func(s server) (bool, error) { return true, w.follow(ctx, s) })
 		var named *Error
@@ -81,14 +79,12 @@ func (c *Client) Watch(ctx context.Context, prefix string, start Start, fn func(
 		case !w.connected, errors.As(err, &named) && named.Status < http.StatusInternalServerError:
 			return err
 		case w.events > before:
-			pause = leastRetry
+			retry = leastRetry
 		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if err := pause(ctx, retry); err != nil {
+			return err
 		}
-		pause = min(2*pause, mostRetry)
+		retry = min(2*retry, mostRetry)
 	}
 }
 

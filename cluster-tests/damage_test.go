@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/holdfast-db/holdfast/command"
 )
 
 // spoil changes a byte of a value at each place where it stands in a node's state
@@ -69,7 +71,7 @@ func TestADamagedRecordIsMendedWhileTheClusterServes(t *testing.T) {
 		}
 		return true
 	})
-	if s := c.caughtUp(e1); s.Kind != "range" || s.Records != 1 {
+	if s := c.caughtUp(e1); s.Kind != command.CopyRange || s.Records != 1 {
 		t.Errorf("e1 was mended by %+v", s)
 	}
 

@@ -16,19 +16,8 @@ import (
 // TestMeasureFeed prints what streams of changes cost, and how soon they tell: make
 // bench-feed.
 func TestMeasureFeed(t *testing.T) {
-	if !*measureFlag {
-		t.Skip("run by make bench-feed")
-	}
-	if raceDetector {
-		t.Fatal("figures under the race detector say nothing")
-	}
-	for name, run := range map[string]func(*testing.T, *report){"idle": measureIdleFeeds, "busy": measureBusyFeeds} {
-		t.Run(name, func(t *testing.T) {
-			r := &report{t: t}
-			defer r.print()
-			run(t, r)
-		})
-	}
+	measured(t, "make bench-feed")
+	eachReport(t, map[string]func(*testing.T, *report){"idle": measureIdleFeeds, "busy": measureBusyFeeds})
 }
 
 // feedRequest opens a stream.

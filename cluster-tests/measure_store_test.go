@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -50,12 +49,7 @@ var (
 // TestMeasureStore prints what the state costs in time, memory and disk as it
 // grows, as tables in Markdown: make bench-store. Each part is a subtest.
 func TestMeasureStore(t *testing.T) {
-	if !*measureFlag {
-		t.Skip("run by make bench-store")
-	}
-	if raceDetector {
-		t.Fatal("figures under the race detector say nothing")
-	}
+	measured(t, "make bench-store")
 	var sizes []int
 	for s := range strings.SplitSeq(*measureSizes, ",") {
 		n, err := strconv.Atoi(s)
@@ -89,59 +83,6 @@ func TestMeasureStore(t *testing.T) {
 			}
 		})
 	}
-}
-
-// report is a table that is printed when its part ends.
-type report struct {
-	t    *testing.T
-	head []string
-	rows [][]string
-}
-
-func (r *report) columns(names ...string) { r.head = names }
-
-func (r *report) row(cells ...any) {
-	row := make([]string, len(cells))
-	for i, c := range cells {
-		switch c := c.(type) {
-		case time.Duration:
-			row[i] = fmt.Sprintf("%.3g ms", millis(c))
-			if c >= time.Second {
-				row[i] = fmt.Sprintf("%.2f s", c.Seconds())
-			}
-		case mebibytes:
-			row[i] = fmt.Sprintf("%.0f", float64(c)/(1<<20))
-		case float64:
-			row[i] = fmt.Sprintf("%.0f", c)
-		default:
-			row[i] = fmt.Sprint(c)
-		}
-	}
-	r.rows = append(r.rows, row)
-	r.t.Log(strings.Join(row, " | "))
-}
-
-// mebibytes is a number of bytes shown in MiB.
-type mebibytes int64
-
-func (r *report) print() {
-	var b strings.Builder
-	fmt.Fprintf(&b, "\n### %s\n\n%d processors (load included), keys of 24 bytes, values of %d, load average %s\n\n",
-		r.t.Name(), runtime.NumCPU(), storeValue, loadAverage())
-	fmt.Fprintf(&b, "| %s |\n|%s\n", strings.Join(r.head, " | "), strings.Repeat("---|", len(r.head)))
-	for _, row := range r.rows {
-		fmt.Fprintf(&b, "| %s |\n", strings.Join(row, " | "))
-	}
-	fmt.Println(b.String())
-}
-
-// loadAverage tells a reader of the figures what else the machine was doing.
-func loadAverage() string {
-	b, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return "unknown"
-	}
-	return string(bytes.Join(bytes.Fields(b)[:2], []byte(" ")))
 }
 
 // withFlags gives all nodes further flags.
@@ -513,7 +454,7 @@ func measureClusterMemory(t *testing.T, r *report, keys int) {
 	em := c.watchMemory(e1)
 	writes.Wait()
 	c.waitLevel(5*time.Minute, leader, e1)
-	if how := c.caughtUp(e1); how.Kind != "full" {
+	if how := c.caughtUp(e1); how.Kind != command.CopyFull {
 		t.Fatalf("the learner got level by %+v, not by a full copy: it takes more keys", how)
 	}
 	row("a learner takes a full copy under overwrites", "leader", lm)
@@ -616,7 +557,7 @@ func (c *cluster) freshCopy(e, leader *node) (command.CatchUp, time.Duration) {
 	c.wipe(e)
 	took := c.levelAfterStart(e, leader)
 	s := c.caughtUp(e)
-	if s.Kind != "full" {
+	if s.Kind != command.CopyFull {
 		c.t.Fatalf("%s got level by %+v, not by a full copy", e, s)
 	}
 	return s, took

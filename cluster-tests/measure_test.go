@@ -194,12 +194,7 @@ func median[T int | float64 | time.Duration](s []T) T {
 // TestMeasure prints throughput, latency and failover of a cluster of three
 // voters, each a process, on this machine: make bench.
 func TestMeasure(t *testing.T) {
-	if !*measureFlag {
-		t.Skip("run by make bench")
-	}
-	if raceDetector {
-		t.Fatal("figures under the race detector say nothing")
-	}
+	measured(t, "make bench")
 	var out strings.Builder
 	fmt.Fprintf(&out, "three voters on %d processors (load included), %d-byte values, %d runs of %v each, medians\n\n",
 		runtime.NumCPU(), measureValue, measureRuns, measureTime)

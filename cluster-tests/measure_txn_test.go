@@ -20,12 +20,7 @@ import (
 // TestMeasureTransactions prints the rate of transactions of ten operations, and how
 // long a lock takes from who gives it back to who waits for it: make bench.
 func TestMeasureTransactions(t *testing.T) {
-	if !*measureFlag {
-		t.Skip("run by make bench")
-	}
-	if raceDetector {
-		t.Fatal("figures under the race detector say nothing")
-	}
+	measured(t, "make bench")
 	c := startCluster(t, threeSites)
 	var out strings.Builder
 	fmt.Fprintf(&out, "three voters and two learners on %d processors (load included), %d runs of %v each, medians\n\n", runtime.NumCPU(), measureRuns, measureTime)

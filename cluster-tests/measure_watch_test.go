@@ -28,19 +28,8 @@ const (
 // TestMeasureWatch prints what waiting clients cost, and how soon they are woken:
 // make bench-watch.
 func TestMeasureWatch(t *testing.T) {
-	if !*measureFlag {
-		t.Skip("run by make bench-watch")
-	}
-	if raceDetector {
-		t.Fatal("figures under the race detector say nothing")
-	}
-	for name, run := range map[string]func(*testing.T, *report){"idle": measureIdleWatchers, "busy": measureBusyWatchers} {
-		t.Run(name, func(t *testing.T) {
-			r := &report{t: t}
-			defer r.print()
-			run(t, r)
-		})
-	}
+	measured(t, "make bench-watch")
+	eachReport(t, map[string]func(*testing.T, *report){"idle": measureIdleWatchers, "busy": measureBusyWatchers})
 }
 
 // measureIdleWatchers is the memory of a node per connection on which a blocking

@@ -7,9 +7,9 @@ import (
 
 // Level is the highest command level this build knows. It goes up by one
 // whenever a kind of command, or a field that changes what a command does, is
-// added; a leader then proposes nothing above the lowest level of all members.
-// No level below this one was ever released, so nothing is held back yet; a node
-// below the cluster's level is refused.
+// added. A cluster's level is the lowest of its members', and a node below it is
+// refused. A build that adds a level must propose nothing above the cluster's; no
+// level below this one was ever released, so nothing is held back yet.
 const Level = 2
 
 // Limits that are part of the contract with every node. They are judged before
@@ -69,7 +69,8 @@ type Init struct {
 	Members []Member
 }
 
-// MemberSet adds a member or replaces the one with the same ID.
+// MemberSet adds a member or replaces the one with the same ID. One that was removed
+// for good gets ErrRemoved.
 type MemberSet struct{ Member Member }
 
 // MemberRemove removes a member; Barred also keeps it from coming back under its

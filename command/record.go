@@ -1,6 +1,9 @@
 package command
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // Record is one key as it stands at some revision.
 type Record struct {
@@ -126,6 +129,17 @@ type View interface {
 type Position struct {
 	Revision uint64
 	K        uint32
+}
+
+// EndOf is the position behind all changes of a revision.
+func EndOf(revision uint64) Position { return Position{Revision: revision, K: math.MaxUint32} }
+
+// IsEnd reports whether p is behind all changes of its revision.
+func (p Position) IsEnd() bool { return p.K == math.MaxUint32 }
+
+// Before reports whether p comes before q in history.
+func (p Position) Before(q Position) bool {
+	return p.Revision < q.Revision || p.Revision == q.Revision && p.K < q.K
 }
 
 // Change is one change of a key.

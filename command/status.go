@@ -101,13 +101,19 @@ type ReplicaStatus struct {
 
 // CatchUp describes how a member last got level.
 type CatchUp struct {
-	// Kind is "", "log", "delta" (only what changed since its revision),
-	// "range" (only what was damaged) or "full".
-	Kind    string
+	Kind    string // empty when it never had to; else one of the following
 	Records uint64 // log: entries; else changes of history
 	Bytes   uint64
 	Seconds float64
 }
+
+// How a member gets level: from the leader's log, or by a copy of a kind.
+const (
+	CatchUpLog = "log"
+	CopyDelta  = "delta" // what changed since its revision
+	CopyRange  = "range" // what was damaged
+	CopyFull   = "full"  // everything
+)
 
 // NodeStatus is what a node knows of itself and of the cluster right now.
 type NodeStatus struct {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Verb is what one operation of a transaction does. The numbers are part of the
@@ -53,14 +54,18 @@ func VerbNamed(name string) (v Verb, ok bool) {
 	return 0, false
 }
 
+// VerbNames lists all names that VerbNamed knows.
+func VerbNames() []string { return slices.Clone(verbNames[1:]) }
+
 // Writes reports whether the verb may change something, so that it has to go
 // through the log.
 func (v Verb) Writes() bool {
-	switch v {
-	case VerbSet, VerbCAS, VerbLock, VerbUnlock, VerbDelete, VerbDeleteCAS, VerbDeleteTree:
-		return true
-	}
-	return false
+	return v.Puts() || v == VerbDelete || v == VerbDeleteCAS || v == VerbDeleteTree
+}
+
+// Puts reports whether the verb may put a record.
+func (v Verb) Puts() bool {
+	return v == VerbSet || v == VerbCAS || v == VerbLock || v == VerbUnlock
 }
 
 // Gets reports whether what the verb gives has a value.

@@ -33,13 +33,17 @@ func carryOut(b *store.Batch, c command.Command) (res command.Result, err error)
 	case *command.Init:
 		initialise(b, c)
 	case *command.MemberSet:
+		var gone bool
+		if gone, err = barred(b, c.Member.ID); gone {
+			return command.Result{Err: command.ErrRemoved.With("%s", c.Member.Name)}, nil
+		}
 		setMember(b, c.Member)
 	case *command.MemberRemove:
 		if _, ok := b.Member(c.ID); ok {
 			b.RemoveMember(c.ID)
 		}
 		if c.Barred {
-			bar(b, c.ID)
+			err = bar(b, c.ID)
 		}
 	case *command.Put:
 		res, err = put(b, c)
@@ -92,10 +96,17 @@ func setMember(b *store.Batch, m command.Member) {
 }
 
 // bar keeps a member from coming back.
-func bar(b *store.Batch, id string) {
-	if _, barred, err := b.Get(store.SpaceBarred + id); err == nil && !barred {
+func bar(b *store.Batch, id string) error {
+	done, err := barred(b, id)
+	if err == nil && !done {
 		b.Put(command.Record{Key: store.SpaceBarred + id, CreateRevision: b.NextRevision()})
 	}
+	return err
+}
+
+func barred(b *store.Batch, id string) (bool, error) {
+	_, ok, err := b.Get(store.SpaceBarred + id)
+	return ok, err
 }
 
 // putSetting is a put of the setting's record.

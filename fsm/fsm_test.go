@@ -258,6 +258,24 @@ func TestTheFirstInitCounts(t *testing.T) {
 	}
 }
 
+func TestAMemberThatWasRemovedForGoodIsNotSetAgain(t *testing.T) {
+	f, s := newFSM(t)
+	m := command.Member{ID: "n1-x", Name: "n1"}
+	apply(t, f, entry(1, 0, &command.MemberSet{Member: m}))
+	apply(t, f, entry(2, 0, &command.MemberRemove{ID: m.ID, Barred: true}))
+	before := s.Head()
+	if res := apply(t, f, entry(3, 0, &command.MemberSet{Member: m}))[0]; !errors.Is(res.Err, command.ErrRemoved) || res.OK {
+		t.Errorf("%+v", res)
+	}
+	if now := s.Head(); len(s.Members()) != 0 || now.Revision != before.Revision {
+		t.Errorf("it is back: %+v", s.Members())
+	}
+	m.ID = "n1-y"
+	if res := apply(t, f, entry(4, 0, &command.MemberSet{Member: m}))[0]; !res.OK || len(s.Members()) != 1 {
+		t.Errorf("under another identity: %+v", res)
+	}
+}
+
 func TestAnUnknownEntryStopsTheProcess(t *testing.T) {
 	f, _ := newFSM(t)
 	defer func() {

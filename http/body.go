@@ -46,7 +46,7 @@ func (x *exchange) value(key string) ([]byte, error) {
 func (x *exchange) body(limit int64, refuse func(sizes string) error) ([]byte, error) {
 	declared := x.r.ContentLength
 	if declared > limit {
-		return nil, refuse(x.tooLarge(declared, limit))
+		return nil, refuse(x.leave(declared, limit))
 	}
 	if declared == 0 {
 		return nil, nil
@@ -69,7 +69,7 @@ func (x *exchange) body(limit int64, refuse func(sizes string) error) ([]byte, e
 		n, err := x.r.Body.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
 		if int64(len(buf)) > limit {
-			return nil, refuse(x.tooLarge(-1, limit))
+			return nil, refuse(x.leave(-1, limit))
 		}
 		if err == io.EOF {
 			break
@@ -89,9 +89,9 @@ func (x *exchange) body(limit int64, refuse func(sizes string) error) ([]byte, e
 	return buf, nil
 }
 
-// tooLarge takes leave of a body of size bytes, -1 when all we know is that it is
+// leave takes leave of a body of size bytes, -1 when all we know is that it is
 // above the limit, and says what is wrong with the size.
-func (x *exchange) tooLarge(size, limit int64) string {
+func (x *exchange) leave(size, limit int64) string {
 	if size < 0 || x.r.Header.Get("Expect") == "" && size <= drainBytes { // else it was not sent yet
 		x.drain()
 	}
@@ -106,13 +106,12 @@ func sizesOf(size, limit int64) string {
 	return strconv.FormatInt(size, 10) + " > " + strconv.FormatInt(limit, 10) + " bytes"
 }
 
+// hintMaxValue is what to do about a value that is too large.
+const hintMaxValue = "split the value, or raise --max-value on every node"
+
 // valueTooLarge has the words that clients look for before they split a value.
 func valueTooLarge(key, sizes string) error {
-	return &problem{
-		status: nethttp.StatusRequestEntityTooLarge, code: codeTooLarge,
-		text: "Value for key " + strconv.Quote(key) + " is too large (" + sizes + ")",
-		hint: "split the value, or raise --max-value on every node",
-	}
+	return tooLarge("Value for key "+strconv.Quote(key)+" is too large ("+sizes+")", hintMaxValue)
 }
 
 // brokenBody says why a body could not be read to its end.

@@ -29,7 +29,7 @@ const (
 // by this call, takes records off the body; this one makes chunks of them,
 // keeps the writes going and tells the client.
 func (s *Server) putBulk(x *exchange) {
-	prefix := keyOf(x.r.URL.Path, "/v1/bulk")
+	prefix := x.named()
 	if err := checkKey(prefix); err != nil {
 		x.fail(err)
 		return
@@ -376,7 +376,7 @@ func (up *upload) finish(failure error) {
 
 // getBulk is GET /v1/bulk/PREFIX: all records under the prefix at one revision.
 func (s *Server) getBulk(x *exchange) {
-	prefix := keyOf(x.r.URL.Path, "/v1/bulk")
+	prefix := x.named()
 	err := checkKey(prefix)
 	var opts command.ReadOptions
 	if err == nil {

@@ -103,7 +103,7 @@ func (c *changes) nextHeader() {
 
 // getHistory is GET /v1/history/KEY: the kept changes of a key, newest first.
 func (s *Server) getHistory(x *exchange) {
-	key := keyOf(x.r.URL.Path, "/v1/history")
+	key := x.named()
 	err := checkKey(key)
 	if err == nil && key == "" {
 		err = errMissingKey
@@ -171,7 +171,7 @@ func (s *Server) getHistory(x *exchange) {
 // getChanges is GET /v1/changes/PREFIX: the changes of all keys under a prefix,
 // in order, index by index.
 func (s *Server) getChanges(x *exchange) {
-	prefix := keyOf(x.r.URL.Path, "/v1/changes")
+	prefix := x.named()
 	if x.wantsFeed() {
 		s.getFeed(x, prefix)
 		return
@@ -225,7 +225,7 @@ func (s *Server) getChanges(x *exchange) {
 // more.
 func (c *changes) gather(v command.View, prefix string) error {
 	full := false
-	reached, err := changesAfter(v, prefix, wholeOf(c.from-1), c.to, c.began, func(ch *command.Change) (bool, error) {
+	reached, err := changesAfter(v, prefix, command.EndOf(c.from-1), c.to, c.began, func(ch *command.Change) (bool, error) {
 		if full = c.full(ch.At.Revision); full {
 			c.next = ch.At.Revision
 			return false, nil
@@ -242,16 +242,6 @@ func (c *changes) gather(v command.View, prefix string) error {
 	return err
 }
 
-// wholeOf is the position behind all changes of a revision.
-func wholeOf(revision uint64) command.Position {
-	return command.Position{Revision: revision, K: math.MaxUint32}
-}
-
-// precedes reports whether position a comes before b.
-func precedes(a, b command.Position) bool {
-	return a.Revision < b.Revision || a.Revision == b.Revision && a.K < b.K
-}
-
 // changesAfter calls fn for each change under the prefix after a position and up
 // to a revision, in order, until fn returns false for one it did not take in. It
 // returns up to where fn has seen all there is. It ends early, between two
@@ -259,7 +249,7 @@ func precedes(a, b command.Position) bool {
 func changesAfter(v command.View, prefix string, after command.Position, to uint64, began time.Time,
 	fn func(*command.Change) (bool, error),
 ) (reached command.Position, err error) {
-	for reached, to = after, min(to, v.Revision()); precedes(reached, wholeOf(to)); {
+	for reached, to = after, min(to, v.Revision()); reached.Before(command.EndOf(to)); {
 		last, more := min(reached.Revision+changesStep, to), true
 		var failed error
 		err := v.ChangesAfter(prefix, reached, last, func(ch command.Change) bool {
@@ -275,7 +265,7 @@ func changesAfter(v command.View, prefix string, after command.Position, to uint
 		if err != nil || !more {
 			return reached, err
 		}
-		if reached = wholeOf(last); time.Since(began) > changesTime {
+		if reached = command.EndOf(last); time.Since(began) > changesTime {
 			break
 		}
 	}

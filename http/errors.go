@@ -95,6 +95,16 @@ func badRequest(text string) *problem {
 	return &problem{status: nethttp.StatusBadRequest, code: codeBadRequest, text: text, hint: "GET /v1/openapi.json describes all requests"}
 }
 
+// tooLarge refuses a request, or a part of one, for its size.
+func tooLarge(text, hint string) *problem {
+	return &problem{status: nethttp.StatusRequestEntityTooLarge, code: codeTooLarge, text: text, hint: hint}
+}
+
+// reworded is the problem that e is, in words that clients of the dialect know.
+func reworded(e *command.Error, text string) *problem {
+	return &problem{status: table[e.Code].status, code: e.Code, text: text, hint: e.Hint}
+}
+
 // advise returns p with a hint of its own.
 func (p *problem) advise(hint string) *problem {
 	q := *p

@@ -34,6 +34,7 @@ type exchange struct {
 	r     *nethttp.Request
 	start time.Time
 	q     query
+	base  string // of the route: the path before what the request names
 
 	// out is the reply, or its last part when it has grown long; more has the
 	// parts before it.
@@ -61,9 +62,10 @@ var exchanges = sync.Pool{New: func() any {
 // handler makes gin's handler of a route.
 func (s *Server) handler(rt route) gin.HandlerFunc {
 	observe := s.metrics.route(rt.method, rt.path)
+	base, _ := rt.base()
 	return func(c *gin.Context) {
 		x := exchanges.Get().(*exchange)
-		x.s, x.w, x.r, x.start = s, c.Writer, c.Request, time.Now()
+		x.s, x.w, x.r, x.base, x.start = s, c.Writer, c.Request, base, time.Now()
 		s.metrics.inFlight.Add(1)
 		defer func() {
 			s.metrics.inFlight.Add(-1)

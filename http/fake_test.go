@@ -425,7 +425,7 @@ func (v fakeView) PrefixRevisionAt(prefix string, revision uint64) (uint64, erro
 
 func (v fakeView) ChangesAfter(prefix string, after command.Position, to uint64, fn func(command.Change) bool) error {
 	from := after.Revision
-	if after == wholeOf(from) {
+	if after == command.EndOf(from) {
 		from++
 	}
 	if err := v.kept(from); err != nil {
@@ -435,7 +435,7 @@ func (v fakeView) ChangesAfter(prefix string, after command.Position, to uint64,
 		return command.ErrCompacted.With("an archive was restored at revision %d", from)
 	}
 	for _, c := range v.n.history {
-		if r := c.At.Revision; precedes(after, c.At) && r <= to && strings.HasPrefix(c.Record.Key, prefix) && !fn(c) {
+		if r := c.At.Revision; after.Before(c.At) && r <= to && strings.HasPrefix(c.Record.Key, prefix) && !fn(c) {
 			break
 		}
 	}

@@ -95,7 +95,7 @@ func (s *Server) getFeed(x *exchange, prefix string) {
 		return
 	}
 	if !placed {
-		f.pos = wholeOf(applied)
+		f.pos = command.EndOf(applied)
 	}
 	x.readHeaders(&info, max(applied, 1))
 	x.oldestHeader(&info)
@@ -132,7 +132,7 @@ func (f *feed) place() (placed bool, err error) {
 	case from > 0 && f.listing:
 		return false, badRequest("Cannot specify ?from with ?init: the list is that of now")
 	case from > 0:
-		f.pos = wholeOf(from - 1)
+		f.pos = command.EndOf(from - 1)
 		return true, nil
 	}
 	return false, nil
@@ -147,7 +147,7 @@ func (f *feed) resume(id string) (err error) {
 	if err != nil {
 		return wrong
 	}
-	f.pos = wholeOf(n)
+	f.pos = command.EndOf(n)
 	switch {
 	case listing:
 		f.listing = true
@@ -316,7 +316,7 @@ func (f *feed) read(b []byte, o command.ReadOptions, fn func([]byte, command.Vie
 func appendFeedID(b []byte, at command.Position) []byte {
 	b = append(b, "id: "...)
 	b = appendUint(b, at.Revision)
-	if at.K != math.MaxUint32 {
+	if !at.IsEnd() {
 		b = append(b, '.')
 		b = appendUint(b, uint64(at.K))
 	}
@@ -349,7 +349,7 @@ func appendFeedEntry(b []byte, revision uint64, r *command.Record) []byte {
 }
 
 func appendFeedSync(b []byte, revision uint64) []byte {
-	b = appendFeedID(b, wholeOf(revision))
+	b = appendFeedID(b, command.EndOf(revision))
 	b = append(b, "event: sync\ndata: {\"Index\":"...)
 	b = appendUint(b, revision)
 	return append(b, "}\n\n"...)

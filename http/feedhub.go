@@ -64,7 +64,7 @@ func (h *feedHub) join(f *feed, applied uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.stop == nil {
-		h.reset(wholeOf(applied))
+		h.reset(command.EndOf(applied))
 		var ctx context.Context
 		ctx, h.stop = context.WithCancel(h.s.stopping)
 		go h.follow(ctx)
@@ -107,7 +107,7 @@ func (h *feedHub) collect(f *feed, b []byte) (out []byte, covered bool, err erro
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	f.waiting = false
-	if f.broken != nil || precedes(f.pos, h.start) || precedes(f.pos, f.since) {
+	if f.broken != nil || f.pos.Before(h.start) || f.pos.Before(f.since) {
 		return b, false, f.broken
 	}
 	for _, e := range h.after(f.pos) {
@@ -125,7 +125,7 @@ func (h *feedHub) collect(f *feed, b []byte) (out []byte, covered bool, err erro
 
 // after are the events of the ring behind a position.
 func (h *feedHub) after(p command.Position) []feedEvent {
-	return h.ring[sort.Search(len(h.ring), func(i int) bool { return precedes(p, h.ring[i].at) }):]
+	return h.ring[sort.Search(len(h.ring), func(i int) bool { return p.Before(h.ring[i].at) }):]
 }
 
 // follow is the hub's goroutine.
@@ -176,7 +176,7 @@ func (h *feedHub) step(ctx context.Context) (woken int, err error) {
 	end := h.end
 	h.mu.Unlock()
 	o := command.ReadOptions{Mode: command.ReadStale}
-	if end.K == math.MaxUint32 {
+	if end.IsEnd() {
 		o.MinRevision, o.Wait = end.Revision+1, hubWait
 	}
 	var (
@@ -204,7 +204,7 @@ func (h *feedHub) step(ctx context.Context) (woken int, err error) {
 			return true, err
 		})
 		if lost = errors.Is(err, command.ErrCompacted); lost {
-			reached = wholeOf(v.Revision())
+			reached = command.EndOf(v.Revision())
 			return nil
 		}
 		for i, from := 0, 0; i < len(events); i++ {
@@ -234,7 +234,7 @@ func (h *feedHub) step(ctx context.Context) (woken int, err error) {
 		case !f.waiting:
 			continue
 		case !lost && !slices.ContainsFunc(events, func(e feedEvent) bool { return strings.HasPrefix(e.key, f.prefix) }):
-			if precedes(f.pos, reached) {
+			if f.pos.Before(reached) {
 				f.pos = reached
 			}
 			continue

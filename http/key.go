@@ -11,10 +11,10 @@ import (
 
 var errMissingKey = badRequest("Missing key name").advise("name a key, as in /v1/kv/app/colour; GET lists all keys with ?keys, all entries with ?recurse")
 
-// keyOf takes the key off a decoded path: all that follows the route's own
-// part, without leading slashes.
-func keyOf(path, route string) string {
-	return strings.TrimLeft(path[len(route):], "/")
+// named is the key, or whatever else the path names: all that follows the route's
+// own part of it, decoded, without leading slashes.
+func (x *exchange) named() string {
+	return strings.TrimLeft(x.r.URL.Path[len(x.base):], "/")
 }
 
 // checkKey says why a key, or the prefix of keys, cannot exist. Emptiness is

@@ -75,7 +75,7 @@ func (p past) ScanKeys(prefix, after string, fn func(string, uint64) bool) error
 
 // getKey is GET /v1/kv/KEY.
 func (s *Server) getKey(x *exchange) {
-	key := keyOf(x.r.URL.Path, "/v1/kv")
+	key := x.named()
 	if err := checkKey(key); err != nil {
 		x.fail(err)
 		return
@@ -287,7 +287,7 @@ func (x *exchange) mayGoOn(n int, began time.Time) error {
 
 // putKey is PUT /v1/kv/KEY.
 func (s *Server) putKey(x *exchange) {
-	put := &command.Put{Key: keyOf(x.r.URL.Path, "/v1/kv")}
+	put := &command.Put{Key: x.named()}
 	err := checkKey(put.Key)
 	if err == nil && put.Key == "" {
 		err = errMissingKey
@@ -343,7 +343,7 @@ func (x *exchange) putParams(put *command.Put) (err error) {
 
 // deleteKey is DELETE /v1/kv/KEY.
 func (s *Server) deleteKey(x *exchange) {
-	key := keyOf(x.r.URL.Path, "/v1/kv")
+	key := x.named()
 	recurse := x.q.has(paramRecurse)
 	cas, index, err := x.deleteParams()
 	if err == nil {

@@ -50,18 +50,16 @@ func TestRoutesAndDescriptionAgree(t *testing.T) {
 		t.Errorf("OpenAPI %s", d.OpenAPI)
 	}
 	served := map[string]route{}
-	alias := map[string]bool{}
+	bare := map[string]bool{}
 	for _, rt := range routes() {
-		key := rt.method + " " + pathParameter.ReplaceAllString(rt.path, "{$1}")
-		if rt.alias {
-			alias[key] = true
-			continue
+		served[rt.method+" "+pathParameter.ReplaceAllString(rt.path, "{$1}")] = rt
+		if base, open := rt.base(); open {
+			bare[rt.method+" "+base] = true
 		}
-		served[key] = rt
 	}
 	for _, r := range newTestServer(t, newFakeNode()).engine.Routes() {
 		key := r.Method + " " + pathParameter.ReplaceAllString(r.Path, "{$1}")
-		if _, ok := served[key]; !ok && !alias[key] {
+		if _, ok := served[key]; !ok && !bare[key] {
 			t.Errorf("gin serves %s, which the route table does not have", key)
 		}
 	}
@@ -166,11 +164,10 @@ func TestDescriptionIsServed(t *testing.T) {
 	}
 }
 
-// TestParametersAreNamedOnce holds the list of names and their parser together.
-func TestParametersAreNamedOnce(t *testing.T) {
+func TestEachParameterHasANameOfItsOwn(t *testing.T) {
 	for p, name := range paramNames {
-		if paramNamed(name) != param(p) {
-			t.Errorf("%s is parsed as %d, not %d", name, paramNamed(name), p)
+		if got, ok := paramsByName[name]; name == "" || !ok || got != param(p) {
+			t.Errorf("%q, the name of parameter %d, is parsed as %d", name, p, got)
 		}
 	}
 }

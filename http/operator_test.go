@@ -81,8 +81,8 @@ func TestAnUnhealthyClusterAnswers429WithTheSameBody(t *testing.T) {
 	}
 	for _, part := range []string{
 		`"FailureTolerance":1`,
-		`"SerfStatus":"alive","Version":"1.22.0","Leader":false,"LastContact":"250ms","LastTerm":3,"LastIndex":16,"Healthy":true,"Voter":false,"StableSince":"2026-01-02T03:04:05Z"`,
-		`"SerfStatus":"failed","Version":"1.22.0","Leader":false,"LastContact":"never"`,
+		`"Version":"1.22.0","LastContact":"250ms","LastTerm":3,"LastIndex":16,"Healthy":true,"StableSince":"2026-01-02T03:04:05Z","SerfStatus":"alive","Leader":false,"Voter":false`,
+		`"LastContact":"never","LastTerm":0,"LastIndex":0,"Healthy":false,"StableSince":"2026-01-02T03:04:05Z","SerfStatus":"failed","Leader":false`,
 	} {
 		if !strings.Contains(well.Body.String(), part) {
 			t.Errorf("%s\nlacks %s", well.Body, part)

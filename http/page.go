@@ -32,6 +32,10 @@ func (s *Server) redirectUI(x *exchange) {
 
 // getUI serves the page and its parts.
 func (s *Server) getUI(x *exchange) {
+	if x.r.URL.Path == "/ui" {
+		s.redirectUI(x)
+		return
+	}
 	name := strings.TrimPrefix(x.r.URL.Path, "/ui/")
 	if name == "" {
 		name = "index.html"

@@ -55,8 +55,8 @@ type (
 	headKey   struct{}
 )
 
-// park takes the request's connection out of net/http until it is to look again, and reports whether it could. The handler must end then, and stop is
-// called later.
+// park takes the request's connection out of net/http until it is to look again, and
+// reports whether it could. Then the handler must end, and stop is called later.
 func (x *exchange) park(changed, leaderless <-chan struct{}, stop func()) bool {
 	w, ok := x.w.(interface{ Unwrap() nethttp.ResponseWriter })
 	if !ok {

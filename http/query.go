@@ -81,73 +81,14 @@ var paramNames = [paramCount]string{
 	paramAddress:    "address",
 }
 
-// paramNamed finds a parameter by name; paramCount when there is none.
-func paramNamed(name string) param {
-	switch name {
-	case "datacenter":
-		return paramDatacenter
-	case "dc":
-		return paramDC
-	case "ns":
-		return paramNamespace
-	case "partition":
-		return paramPartition
-	case "pretty":
-		return paramPretty
-	case "recurse":
-		return paramRecurse
-	case "keys":
-		return paramKeys
-	case "separator", "seperator":
-		return paramSeparator
-	case "raw":
-		return paramRaw
-	case "stale":
-		return paramStale
-	case "consistent":
-		return paramConsistent
-	case "max_stale":
-		return paramMaxStale
-	case "min_index":
-		return paramMinIndex
-	case "index":
-		return paramIndex
-	case "wait":
-		return paramWait
-	case "rev":
-		return paramRev
-	case "from":
-		return paramFrom
-	case "to":
-		return paramTo
-	case "limit":
-		return paramLimit
-	case "after":
-		return paramAfter
-	case "stream":
-		return paramStream
-	case "init":
-		return paramInit
-	case "cas":
-		return paramCAS
-	case "flags":
-		return paramFlags
-	case "acquire":
-		return paramAcquire
-	case "release":
-		return paramRelease
-	case "strict":
-		return paramStrict
-	case "await":
-		return paramAwait
-	case "id":
-		return paramID
-	case "address":
-		return paramAddress
-	default:
-		return paramCount
+// paramsByName finds a parameter by its name.
+var paramsByName = func() map[string]param {
+	m := map[string]param{"seperator": paramSeparator} // as some clients write it
+	for p, name := range paramNames {
+		m[name] = param(p)
 	}
-}
+	return m
+}()
 
 // params is a set of parameters.
 type params uint64
@@ -197,8 +138,8 @@ func (q *query) parse(raw string, allowed params) error {
 		if err != nil {
 			continue // whatever it names, we do not know it
 		}
-		p := paramNamed(name)
-		if p == paramCount || !allowed.has(p) || q.given.has(p) {
+		p, known := paramsByName[name]
+		if !known || !allowed.has(p) || q.given.has(p) {
 			continue
 		}
 		if value, err = unescape(value); err != nil {

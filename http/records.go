@@ -139,11 +139,7 @@ func (rr *recordReader) balanced() ([]byte, error) {
 			}
 		}
 		if i > rr.max {
-			return nil, &problem{
-				status: 413, code: codeTooLarge,
-				text: "it is too large (more than " + strconv.Itoa(rr.max) + " bytes of JSON)",
-				hint: "split the value, or raise --max-value on every node",
-			}
+			return nil, tooLarge("it is too large (more than "+strconv.Itoa(rr.max)+" bytes of JSON)", hintMaxValue)
 		}
 		if err := rr.fill(); err == io.EOF {
 			return nil, badRequest("the input ended inside it")

@@ -14,17 +14,21 @@ type route struct {
 	// params are the query parameters the handler may see.
 	params params
 	handle func(*Server, *exchange)
-	// alias: the same as another route, spelled differently, and left out of
-	// the description of the API.
-	alias bool
+}
+
+// base is the path before what the request names, with open; the whole path of a
+// route whose requests name nothing.
+func (rt *route) base() (path string, open bool) {
+	path, _, open = strings.Cut(rt.path, "/*")
+	return path, open
 }
 
 // scoped reports whether the request is about a datacenter's data, so that one
 // that names another datacenter or namespace must be refused.
 func (rt *route) scoped() bool { return rt.params&paramsEverywhere != 0 }
 
-// routes are all there is. A key is whatever follows its path, slashes
-// included.
+// routes are all there is. A key is whatever follows its path, slashes included;
+// newEngine adds the path alone, which names the empty one.
 func routes() []route {
 	const (
 		get, put, post, del = nethttp.MethodGet, nethttp.MethodPut, nethttp.MethodPost, nethttp.MethodDelete
@@ -43,9 +47,6 @@ func routes() []route {
 		{method: get, path: "/v1/kv/*key", params: getKey, handle: (*Server).getKey},
 		{method: put, path: "/v1/kv/*key", params: putKey, handle: (*Server).putKey},
 		{method: del, path: "/v1/kv/*key", params: deleteKey, handle: (*Server).deleteKey},
-		{method: get, path: "/v1/kv", params: getKey, handle: (*Server).getKey, alias: true},
-		{method: put, path: "/v1/kv", params: putKey, handle: (*Server).putKey, alias: true},
-		{method: del, path: "/v1/kv", params: deleteKey, handle: (*Server).deleteKey, alias: true},
 
 		{method: put, path: "/v1/txn", params: txn, handle: (*Server).putTxn},
 
@@ -55,20 +56,12 @@ func routes() []route {
 		{method: get, path: "/v1/session/info/*id", params: reads, handle: (*Server).getSession},
 		{method: get, path: "/v1/session/list", params: reads, handle: (*Server).getSessions},
 		{method: get, path: "/v1/session/node/*name", params: reads, handle: (*Server).getNodeSessions},
-		{method: put, path: "/v1/session/destroy", params: writes, handle: (*Server).destroySession, alias: true},
-		{method: put, path: "/v1/session/renew", params: everywhere, handle: (*Server).renewSession, alias: true},
-		{method: get, path: "/v1/session/info", params: reads, handle: (*Server).getSession, alias: true},
-		{method: get, path: "/v1/session/node", params: reads, handle: (*Server).getNodeSessions, alias: true},
 
 		{method: get, path: "/v1/bulk/*prefix", params: exports, handle: (*Server).getBulk},
 		{method: put, path: "/v1/bulk/*prefix", params: everywhere, handle: (*Server).putBulk},
-		{method: get, path: "/v1/bulk", params: exports, handle: (*Server).getBulk, alias: true},
-		{method: put, path: "/v1/bulk", params: everywhere, handle: (*Server).putBulk, alias: true},
 
 		{method: get, path: "/v1/history/*key", params: changes, handle: (*Server).getHistory},
-		{method: get, path: "/v1/history", params: changes, handle: (*Server).getHistory, alias: true},
 		{method: get, path: "/v1/changes/*prefix", params: feed, handle: (*Server).getChanges},
-		{method: get, path: "/v1/changes", params: feed, handle: (*Server).getChanges, alias: true},
 
 		{method: get, path: "/v1/status/leader", params: everywhere, handle: (*Server).getLeader},
 		{method: get, path: "/v1/status/peers", params: everywhere, handle: (*Server).getPeers},
@@ -94,7 +87,6 @@ func routes() []route {
 		{method: get, path: "/metrics", handle: (*Server).getMetrics},
 
 		{method: get, path: "/", handle: (*Server).getRoot},
-		{method: get, path: "/ui", handle: (*Server).redirectUI, alias: true},
 		{method: get, path: "/ui/*file", handle: (*Server).getUI},
 	}
 }
@@ -109,6 +101,10 @@ func (s *Server) newEngine() *gin.Engine {
 	e.HandleMethodNotAllowed = true
 	for _, rt := range routes() {
 		e.Handle(rt.method, rt.path, s.handler(rt))
+		if base, open := rt.base(); open {
+			rt.path = base
+			e.Handle(rt.method, base, s.handler(rt))
+		}
 	}
 	e.NoRoute(s.handler(route{path: "none", handle: (*Server).noRoute}))
 	e.NoMethod(s.handler(route{path: "none", handle: (*Server).noMethod}))

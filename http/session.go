@@ -112,26 +112,18 @@ func sessionID(create command.Command, cluster string) string {
 // readSession reads the body of a session's creation, which may be missing.
 func (x *exchange) readSession() (command.Session, error) {
 	body, err := x.body(maxSessionBody, func(sizes string) error {
-		return &problem{
-			status: nethttp.StatusRequestEntityTooLarge, code: codeTooLarge,
-			text: "Session is too large (" + sizes + ")", hint: "shorten its name or its checks",
-		}
+		return tooLarge("Session is too large ("+sizes+")", "shorten its name or its checks")
 	})
-	var r sessionRequest
-	if err == nil && len(body) > 0 {
-		r, err = decodeSession(body)
-	}
 	if err != nil {
 		return command.Session{}, err
 	}
-	return r.session(x.s.cfg.SessionTTLMin)
-}
-
-func decodeSession(body []byte) (r sessionRequest, err error) {
-	if err = decode(body, &r); err != nil {
-		return r, badRequest("Request decode failed: " + err.Error())
+	var r sessionRequest
+	if len(body) > 0 {
+		if err := decode(body, &r); err != nil {
+			return command.Session{}, badRequest("Request decode failed: " + err.Error())
+		}
 	}
-	return r, nil
+	return r.session(x.s.cfg.SessionTTLMin)
 }
 
 // session is what the request asks for, but for the id, and for the node when it
@@ -186,8 +178,8 @@ func badSession(text, hint string) *problem {
 }
 
 // sessionOf takes the id of a session off the path.
-func (x *exchange) sessionOf(route string) (string, error) {
-	id := keyOf(x.r.URL.Path, route)
+func (x *exchange) sessionOf() (string, error) {
+	id := x.named()
 	switch {
 	case id == "":
 		return "", badRequest("Missing session").advise("put the id of a session behind the path; GET /v1/session/list lists them")
@@ -199,7 +191,7 @@ func (x *exchange) sessionOf(route string) (string, error) {
 
 // destroySession is PUT /v1/session/destroy/ID.
 func (s *Server) destroySession(x *exchange) {
-	id, err := x.sessionOf("/v1/session/destroy")
+	id, err := x.sessionOf()
 	if err != nil {
 		x.fail(err)
 		return
@@ -208,23 +200,19 @@ func (s *Server) destroySession(x *exchange) {
 		x.fail(err)
 		return
 	}
-	x.out = append(x.out[:0], "true"...)
-	x.replyJSON(nethttp.StatusOK)
+	x.replyValue(true)
 }
 
 // renewSession is PUT /v1/session/renew/ID.
 func (s *Server) renewSession(x *exchange) {
-	id, err := x.sessionOf("/v1/session/renew")
+	id, err := x.sessionOf()
 	if err != nil {
 		x.fail(err)
 		return
 	}
 	session, err := s.node.RenewSession(x.r.Context(), id)
 	if errors.Is(err, command.ErrSessionNotFound) {
-		err = &problem{
-			status: nethttp.StatusNotFound, code: command.ErrSessionNotFound.Code,
-			text: "Session id '" + id + "' not found", hint: command.ErrSessionNotFound.Hint,
-		}
+		err = reworded(command.ErrSessionNotFound, "Session id '"+id+"' not found")
 	}
 	if err != nil {
 		x.fail(err)
@@ -238,7 +226,7 @@ func (s *Server) renewSession(x *exchange) {
 
 // getSession is GET /v1/session/info/ID.
 func (s *Server) getSession(x *exchange) {
-	id, err := x.sessionOf("/v1/session/info")
+	id, err := x.sessionOf()
 	if err != nil {
 		x.fail(err)
 		return
@@ -262,7 +250,7 @@ func (s *Server) getSessions(x *exchange) {
 
 // getNodeSessions is GET /v1/session/node/NAME.
 func (s *Server) getNodeSessions(x *exchange) {
-	name := keyOf(x.r.URL.Path, "/v1/session/node")
+	name := x.named()
 	if name == "" {
 		x.fail(badRequest("Missing node name"))
 		return

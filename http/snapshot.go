@@ -3,7 +3,6 @@ package http
 import (
 	"io"
 	nethttp "net/http"
-	"strconv"
 
 	"github.com/holdfast-db/holdfast/command"
 )
@@ -56,7 +55,7 @@ func (s *Server) putSnapshot(x *exchange) {
 	body := &archiveBody{x: x}
 	revision, err := s.node.Restore(x.r.Context(), body)
 	if err == nil {
-		x.w.Header()["X-Consul-Index"] = []string{strconv.FormatUint(revision, 10)}
+		x.indexHeader(revision)
 		x.replyEmpty(nethttp.StatusOK)
 		return
 	}

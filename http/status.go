@@ -100,6 +100,32 @@ func (s *Server) getSelf(x *exchange) {
 	x.replyValue(&v)
 }
 
+// getMembers is GET /v1/agent/members.
+func (s *Server) getMembers(x *exchange) {
+	sites, _, err := s.node.Sites(x.r.Context())
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	members := []agentMember{}
+	for _, site := range sites {
+		for _, sv := range site.Servers {
+			m := agentMember{Name: sv.Name, Tags: map[string]string{
+				"site": site.Name, "dc": s.cfg.Datacenter, "id": sv.ID, "role": string(sv.Role),
+			}, Status: memberAlive}
+			m.Addr, m.Port = splitAddress(sv.Address)
+			if sv.State == "unreachable" {
+				m.Status = memberFailed
+			}
+			members = append(members, m)
+		}
+	}
+	x.replyValue(members)
+}
+
+// getDatacenters is GET /v1/catalog/datacenters: there is one.
+func (s *Server) getDatacenters(x *exchange) { x.replyValue([]string{s.cfg.Datacenter}) }
+
 // splitAddress parts host and port; a port that is no number is 0.
 func splitAddress(address string) (host string, port int) {
 	host, name, err := net.SplitHostPort(address)
@@ -145,7 +171,7 @@ func (s *Server) getSites(x *exchange) {
 	}
 	st := s.node.Status()
 	x.statusHeaders(&st)
-	x.w.Header()["X-Consul-Index"] = []string{strconv.FormatUint(max(revision, 1), 10)}
+	x.indexHeader(revision)
 	x.replyValue(sites)
 }
 

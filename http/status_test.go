@@ -104,7 +104,7 @@ func TestHealthAndReadiness(t *testing.T) {
 
 func TestMetricsShowRequestsNodeAndOthers(t *testing.T) {
 	n := newFakeNode()
-	n.replica = command.ReplicaStatus{Mode: "learner", Status: "level", Staleness: 1500, SecondsSinceLastSuccess: -1, LastCatchUp: command.CatchUp{Kind: "delta", Bytes: 9},
+	n.replica = command.ReplicaStatus{Mode: "learner", Status: "level", Staleness: 1500, SecondsSinceLastSuccess: -1, LastCatchUp: command.CatchUp{Kind: command.CopyDelta, Bytes: 9},
 		Diverged: 12, Damaged: make([]command.Damage, 3)}
 	s := newTestServer(t, n, func(c *Config) {
 		c.Metrics = []Metric{

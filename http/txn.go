@@ -76,10 +76,7 @@ func (s *Server) putTxn(x *exchange) {
 }
 
 func txnTooLarge(sizes string) error {
-	return &problem{
-		status: nethttp.StatusRequestEntityTooLarge, code: codeTooLarge,
-		text: "Transaction is too large (" + sizes + ")", hint: "split it, or write large values one by one",
-	}
+	return tooLarge("Transaction is too large ("+sizes+")", "split it, or write large values one by one")
 }
 
 // decode reads the operations. What is wrong with the request is an error; what is
@@ -90,11 +87,7 @@ func (t *txn) decode(body []byte) error {
 		return badRequest("Failed to parse body: " + err.Error())
 	}
 	if len(elements) > maxTxnOps {
-		return &problem{
-			status: nethttp.StatusRequestEntityTooLarge, code: codeTooLarge,
-			text: "Transaction contains too many operations (" + strconv.Itoa(len(elements)) + " > " + strconv.Itoa(maxTxnOps) + ")",
-			hint: "split it",
-		}
+		return tooLarge("Transaction contains too many operations ("+strconv.Itoa(len(elements))+" > "+strconv.Itoa(maxTxnOps)+")", "split it")
 	}
 	for i := range elements {
 		if err := t.add(i, &elements[i]); err != nil {

@@ -19,10 +19,7 @@ func (x *exchange) decide(c command.Command, session string) {
 	if err != nil {
 		if errors.Is(err, command.ErrInvalidSession) {
 			// Lock clients compare how this text begins.
-			err = &problem{
-				status: table[command.ErrInvalidSession.Code].status, code: command.ErrInvalidSession.Code,
-				text: command.ErrInvalidSession.Message + " " + strconv.Quote(session), hint: command.ErrInvalidSession.Hint,
-			}
+			err = reworded(command.ErrInvalidSession, command.ErrInvalidSession.Message+" "+strconv.Quote(session))
 		}
 		x.fail(err)
 		return

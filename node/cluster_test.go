@@ -140,6 +140,7 @@ func (m *member) start() {
 }
 
 func (m *member) tryStart(ctx context.Context) (err error) {
+	m.n.Store(nil) // the transport asks it
 	log := hclog.NewNullLogger()
 	if os.Getenv("HOLDFAST_TEST_LOG") != "" {
 		log = hclog.New(&hclog.LoggerOptions{Name: m.name, Level: hclog.Debug})
@@ -188,6 +189,7 @@ func (m *member) tryStart(ctx context.Context) (err error) {
 				n.Refused(reason)
 			}
 		},
+		EntryTerm:     func(index uint64) (uint64, bool) { return m.logs.EntryTerm(index) },
 		MayLead:       func() bool { n := m.n.Load(); return n != nil && n.MayLead() },
 		BeforeInstall: func(ctx context.Context, to string) error { return m.n.Load().OfferCopy(ctx, to) },
 	})
@@ -778,7 +780,7 @@ func (m *member) tookCopy() (c command.CatchUp) {
 	m.t.Helper()
 	eventually(m.t, m.name+" has taken a copy", func() bool {
 		c = m.n.Load().CatchUp()
-		return c.Kind != "" && c.Kind != "log"
+		return c.Kind != "" && c.Kind != command.CatchUpLog
 	})
 	return c
 }
@@ -793,7 +795,7 @@ func TestALearnerThatMissedTheLogTakesWhatHasChanged(t *testing.T) {
 	const writes = 600
 	c.missTheLog(m, writes, func() {})
 	// It may have taken two: the first member it found need not have been level.
-	if got := m.tookCopy(); got.Kind != "delta" || got.Records == 0 || got.Records >= writes+100 || got.Bytes == 0 {
+	if got := m.tookCopy(); got.Kind != command.CopyDelta || got.Records == 0 || got.Records >= writes+100 || got.Bytes == 0 {
 		t.Errorf("it caught up by %+v, it missed %d changes and the log no longer has them", got, writes)
 	}
 	if v, err := m.read("before7", command.ReadOptions{Mode: command.ReadStale}); err != nil || v != "1" {
@@ -825,7 +827,7 @@ func TestALearnerThatMissedHistoryTooTakesAFullCopy(t *testing.T) {
 			return true
 		})
 	})
-	if got := m.tookCopy(); got.Kind != "full" || got.Records == 0 {
+	if got := m.tookCopy(); got.Kind != command.CopyFull || got.Records == 0 {
 		t.Errorf("it caught up by %+v, neither log nor history has what it missed", got)
 	}
 	if v, err := m.read("before", command.ReadOptions{Mode: command.ReadStale}); err != nil || v != "1" {
@@ -889,7 +891,7 @@ func TestACopyOverALinkThatBreaksArrivesPieceByPiece(t *testing.T) {
 	m.start()
 	c.level()
 	got := m.tookCopy()
-	if got.Kind != "full" || opens.Load() < pieces {
+	if got.Kind != command.CopyFull || opens.Load() < pieces {
 		t.Errorf("it caught up by %+v in %d pieces", got, opens.Load())
 	}
 	if got.Bytes > 2*pieces*piece {

@@ -63,6 +63,11 @@ type Config struct {
 	// reached still goes, so the data may end up a little above.
 	MaxData uint64
 
+	// Admit, when not nil, is asked before Raft starts, when the state has been brought
+	// to where it was, whether the cluster would still have this node. An error ends the
+	// start.
+	Admit func() error
+
 	// Incarnation names this run of the process, as in its introductions.
 	Incarnation string
 
@@ -166,6 +171,9 @@ type State interface {
 	// CopyRequest is what this state asks another one for: all it lacks, or
 	// with full everything. After a copy that broke off it asks for the rest.
 	CopyRequest(full bool) []byte
+	// LeapRequest asks for what it lacks only if that is much, and a delta; nil when
+	// a copy is not what it lacks.
+	LeapRequest() []byte
 	// WriteCopy answers a request: with what changed since the asker's revision
 	// where history still has it, with the damaged ranges it named, else with
 	// everything.

@@ -80,10 +80,6 @@ const (
 	copyMaxPause = 2 * time.Second
 )
 
-// copyFull is the kind of a copy that is staged, and not in place, when it is
-// complete.
-const copyFull = "full"
-
 // opener opens the stream that answers a copy request.
 type opener func(ctx context.Context, req []byte) (io.ReadCloser, error)
 

@@ -35,7 +35,7 @@ func (s *brokenState) ReceiveCopy(_ context.Context, r io.Reader) (command.Catch
 		return command.CatchUp{}, err
 	}
 	s.asked = append(s.asked, string(req[:1]))
-	return command.CatchUp{Kind: "delta"}, s.receive(s, len(s.asked), req[0] == 'f')
+	return command.CatchUp{Kind: command.CopyDelta}, s.receive(s, len(s.asked), req[0] == 'f')
 }
 
 // echo opens a stream that says what was asked for.

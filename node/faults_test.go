@@ -466,7 +466,7 @@ func TestStateAndLogAreMadeToFitBeforeRaftStarts(t *testing.T) {
 	putBack("state.db")
 	f.start()
 	c.level()
-	if got := f.replica.ReplicaStatus().LastCatchUp.Kind; got != "delta" {
+	if got := f.replica.ReplicaStatus().LastCatchUp.Kind; got != command.CopyDelta {
 		t.Errorf("a state below the log's beginning was filled by %q", got)
 	}
 

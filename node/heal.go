@@ -137,7 +137,7 @@ func (n *Node) healRanges(ctx context.Context, from string) error {
 	n.copying.Lock()
 	defer n.copying.Unlock()
 	c, err := n.takeCopy(ctx, false, n.member(from))
-	if err != nil || c.Kind != copyFull {
+	if err != nil || c.Kind != command.CopyFull {
 		return err
 	}
 	// The member found everything to be the better answer.

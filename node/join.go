@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -211,6 +212,7 @@ func (n *Node) membership() {
 			pause = min(2*pause, time.Second)
 		case done:
 			pause = 2 * time.Second
+			n.goOnRemoving()
 		}
 		select {
 		case <-time.After(pause):
@@ -319,8 +321,14 @@ func (n *Node) found(ctx context.Context) error {
 	if _, err := n.Propose(ctx, c); err != nil {
 		return err
 	}
-	_, err := n.Propose(ctx, &command.MemberSet{Member: n.cfg.Self})
-	return err
+	return n.setMember(ctx, n.cfg.Self)
+}
+
+// setMember puts a member into the members table. Errors: those of Propose;
+// command.ErrRemoved.
+func (n *Node) setMember(ctx context.Context, m command.Member) error {
+	res, err := n.Propose(ctx, &command.MemberSet{Member: m})
+	return cmp.Or(err, res.Err)
 }
 
 // meet finds a cluster to join, or forms one with the other candidates.
@@ -581,7 +589,7 @@ func (n *Node) add(ctx context.Context, m command.Member, former string) error {
 		}
 		n.parts.Transport.Disconnect(former)
 	}
-	if _, err := n.Propose(ctx, &command.MemberSet{Member: m}); err != nil {
+	if err := n.setMember(ctx, m); err != nil {
 		return err
 	}
 	if s, ok := n.server(m.ID); ok {

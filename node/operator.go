@@ -237,7 +237,8 @@ func (n *Node) transferTarget(ctx context.Context, to string) (id string, err er
 
 // RemovePeer takes a member out of the cluster for good, given by id or by node
 // address: it learns of it if it runs, and cannot come back under its old
-// identity. A leader that is to be removed hands over first.
+// identity. A leader that is to be removed hands over first. What is begun and cannot
+// be finished, whichever leader can finishes later.
 //
 // Errors: command.ErrNoTarget, there is no such member, or without it the voters
 // that are left would have no healthy majority; command.ErrNoLeader.
@@ -270,6 +271,10 @@ func (n *Node) remove(ctx context.Context, r removal) error {
 	if err != nil {
 		return err
 	}
+	// First what another leader began: who is to go counts no longer.
+	if err := n.expel(ctx); err != nil {
+		return err
+	}
 	what := fmt.Sprintf("id %q", r.ID)
 	if r.ID == "" {
 		what = fmt.Sprintf("address %q", r.Address)
@@ -281,10 +286,8 @@ func (n *Node) remove(ctx context.Context, r removal) error {
 		return command.ErrNoTarget.With("%s was not found in the Raft configuration", what)
 	}
 	m := h.Members[i]
-	if m.Voter {
-		if voters, answer := n.votersWithout(ctx, m.ID); answer < voters/2+1 {
-			return command.ErrNoTarget.With("without %s, %d of %d voters answer, which is no majority", m.Name, answer, voters)
-		}
+	if err := n.canSpare(ctx, m.ID); err != nil {
+		return err
 	}
 	if m.ID == n.id {
 		if err := n.handOver(ctx, ""); err != nil {
@@ -300,10 +303,59 @@ func (n *Node) remove(ctx context.Context, r removal) error {
 		return err
 	}
 	n.awaitReport(ctx, m.ID, res.Revision)
-	if err := raftError(n.wait(n.raft.RemoveServer(raft.ServerID(m.ID), 0, n.cfg.Wait))); err != nil {
-		return err
+	return n.expel(ctx)
+}
+
+// expel takes who was removed for good out of Raft's configuration. It may be another
+// leader that began it. Needs joining.
+func (n *Node) expel(ctx context.Context) error {
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+		id := string(s.ID)
+		switch barred, err := n.barred(id); {
+		case err != nil:
+			return err
+		case !barred || id == n.id: // which ends by itself
+			continue
+		}
+		if err := n.canSpare(ctx, id); err != nil {
+			return err
+		}
+		if err := raftError(n.wait(n.raft.RemoveServer(s.ID, 0, n.cfg.Wait))); err != nil {
+			return err
+		}
+		n.parts.Transport.Disconnect(id)
 	}
-	n.parts.Transport.Disconnect(m.ID)
+	return nil
+}
+
+// goOnRemoving finishes the removals that a leader which was lost had begun, if this
+// node leads now.
+func (n *Node) goOnRemoving() {
+	if n.raft.State() != raft.Leader {
+		return
+	}
+	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.Wait)
+	defer cancel()
+	select {
+	case n.joining <- struct{}{}:
+		defer func() { <-n.joining }()
+	case <-ctx.Done():
+		return
+	}
+	if err := n.expel(ctx); err != nil {
+		n.log.Warn("a member that was removed is still in Raft's configuration", "error", err)
+	}
+}
+
+// canSpare returns command.ErrNoTarget when a member is a voter without which no
+// majority of the voters would answer.
+func (n *Node) canSpare(ctx context.Context, id string) error {
+	if s, ok := n.server(id); !ok || s.Suffrage != raft.Voter {
+		return nil
+	}
+	if voters, answer := n.votersWithout(ctx, id); answer < voters/2+1 {
+		return command.ErrNoTarget.With("without %s, %d of %d voters answer, which is no majority", id, answer, voters)
+	}
 	return nil
 }
 

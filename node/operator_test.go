@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -128,6 +129,38 @@ func TestARemovedMemberEndsAndCannotComeBack(t *testing.T) {
 		}
 		delete(c.members, gone.name)
 		c.write("after/"+gone.name, "v")
+	}
+}
+
+// A leader that removes a member may be lost after it has barred it.
+func TestARemovalThatWasBegunIsFinished(t *testing.T) {
+	for _, role := range []string{"follower", "leader"} {
+		t.Run(role, func(t *testing.T) {
+			c := newCluster(t, nil)
+			gone := c.leader()
+			if role == "follower" {
+				gone = c.followers()[0]
+			}
+			c.healthy(gone)
+			c.propose(&command.MemberRemove{ID: gone.id.ID, Barred: true})
+			select {
+			case err := <-gone.n.Load().Fatal():
+				if !errors.Is(err, command.ErrRemoved) {
+					t.Errorf("it ends with %v", err)
+				}
+			case <-time.After(patience):
+				t.Fatal("it does not learn that it was removed")
+			}
+			gone.stop()
+			delete(c.members, gone.name)
+			eventually(t, "it is out of the Raft configuration", func() bool {
+				servers := c.leader().n.Load().Raft().GetConfiguration().Configuration().Servers
+				return len(servers) == 2 && !slices.ContainsFunc(servers, func(s raft.Server) bool { return s.ID == raft.ServerID(gone.id.ID) })
+			})
+			if slices.ContainsFunc(c.leader().state.Members(), func(m command.Member) bool { return m.ID == gone.id.ID }) {
+				t.Error("it is in the members table")
+			}
+		})
 	}
 }
 

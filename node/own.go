@@ -93,7 +93,7 @@ func (o *own) look(w *ownWrite) (fate, command.Result) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	w.doubted = true
-	if w.fate == fateOpen && w.by > 0 && o.index >= w.by {
+	if w.fate == fateOpen && w.by > 0 && max(o.index, w.after) >= w.by {
 		w.fate = fateLost
 	}
 	return w.fate, w.result

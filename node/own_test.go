@@ -50,6 +50,7 @@ func TestTheFateOfAWriteIsReadFromTheLog(t *testing.T) {
 		"decided at 12, without its entry":                       {[]event{decided(12), other(12, term)}, fateLost},
 		"decided at 12, its entry":                               {[]event{decided(12), entry(12, term, term, true)}, fateDone},
 		"decided before it was asked":                            {[]event{other(11, term), decided(11)}, fateLost},
+		"decided among what the state held before":               {[]event{decided(10)}, fateLost},
 		"decided at 12, and a copy in place":                     {[]event{decided(12), jumped(12), other(13, term)}, fateHidden},
 		"another process's write of the same number":             {[]event{entry(11, term, term, false)}, fateOpen},
 		"another process's write of its number, in a later term": {[]event{entry(11, term+1, term+1, false)}, fateLost},

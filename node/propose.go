@@ -124,9 +124,7 @@ func grows(c command.Command) bool {
 	case *command.Put, *command.PutMany:
 		return true
 	case *command.Txn:
-		return slices.ContainsFunc(c.Ops, func(op command.TxnOp) bool {
-			return op.Verb == command.VerbSet || op.Verb == command.VerbCAS || op.Verb == command.VerbLock || op.Verb == command.VerbUnlock
-		})
+		return slices.ContainsFunc(c.Ops, func(op command.TxnOp) bool { return op.Verb.Puts() })
 	case *command.Once:
 		return grows(c.Command)
 	}

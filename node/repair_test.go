@@ -132,7 +132,7 @@ func TestAMemberThatDivergedAnswersNothingAndRepairsItself(t *testing.T) {
 			if v, err := m.read(key, command.ReadOptions{Mode: command.ReadStale}); err != nil || v != "right" {
 				t.Errorf("after the repair: %q, %v", v, err)
 			}
-			if got := m.replica.ReplicaStatus().LastCatchUp; got.Kind != "full" {
+			if got := m.replica.ReplicaStatus().LastCatchUp; got.Kind != command.CopyFull {
 				t.Errorf("it was repaired by %+v", got)
 			}
 			m.stop()
@@ -208,7 +208,7 @@ func (s *sickState) DamageFound() <-chan struct{} { return s.found }
 
 func (s *sickState) ReceiveCopy(ctx context.Context, r io.Reader) (command.CatchUp, error) {
 	c, err := s.State.ReceiveCopy(ctx, r)
-	if err == nil && c.Kind != "full" {
+	if err == nil && c.Kind != command.CopyFull {
 		s.copies.Add(1)
 		s.bad.CompareAndSwap(!s.stubborn, false)
 	}

@@ -46,11 +46,12 @@ func (n *Node) Archive(ctx context.Context, begin func(revision uint64) io.Write
 func (n *Node) Restore(ctx context.Context, archive io.Reader) (revision uint64, err error) {
 	err = n.parts.State.SpoolArchive(ctx, archive, func(archive io.Reader, sum [sha256.Size]byte) error {
 		c := command.Restore{ID: rand.Text(), SHA256: sum}
-		if c.Pieces, err = n.stage(ctx, c.ID, archive); err != nil {
-			n.unstage(ctx, c.ID)
-			return err
+		if c.Pieces, err = n.stage(ctx, c.ID, archive); err == nil {
+			revision, err = n.swap(ctx, &c)
 		}
-		revision, err = n.swap(ctx, &c)
+		if err != nil {
+			n.unstage(ctx, c.ID)
+		}
 		return err
 	})
 	return revision, err
@@ -113,7 +114,6 @@ func (n *Node) swap(ctx context.Context, c *command.Restore) (revision uint64, e
 	if err == nil {
 		return res.Revision, nil // and yet another one since
 	}
-	n.unstage(ctx, c.ID)
 	return 0, err
 }
 

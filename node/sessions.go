@@ -35,6 +35,8 @@ type sessionTimers struct {
 	steady func() time.Duration
 	// sessions calls fn for each session there is.
 	sessions func(fn func(command.Session) bool) error
+	// gone reports whether there is no session of an id.
+	gone func(id string) bool
 	// destroy ends a session, if this node still leads in that term. When it
 	// returns nil, observe has been told.
 	destroy func(term uint64, id string) error
@@ -132,11 +134,16 @@ func (s *sessionTimers) set(id string, ttl time.Duration) {
 // observe is told of every entry of commands that is applied, with the term it
 // stands in.
 func (s *sessionTimers) observe(term uint64, e *command.Entry, results []command.Result) {
-	if e == nil || e.Term != 0 && e.Term != term {
+	if e == nil {
+		s.replaced() // by a copy, and what came with it is not known
+		return
+	}
+	if e.Term != 0 && e.Term != term {
 		return
 	}
 	for i, c := range e.Commands {
-		if once, ok := c.(*command.Once); ok {
+		once, isOnce := c.(*command.Once)
+		if isOnce {
 			c = once.Command
 		}
 		if results[i].Err != nil {
@@ -144,11 +151,14 @@ func (s *sessionTimers) observe(term uint64, e *command.Entry, results []command
 		}
 		switch c := c.(type) {
 		case *command.SessionCreate:
-			s.created(&c.Session)
+			// The result may be that of an earlier time, and the session have ended.
+			if !isOnce || !s.gone(c.Session.ID) {
+				s.created(&c.Session)
+			}
 		case *command.SessionDestroy:
 			s.destroyed(c.ID)
 		case *command.Restore:
-			s.restored()
+			s.replaced()
 		}
 	}
 }
@@ -173,8 +183,9 @@ func (s *sessionTimers) destroyed(id string) {
 	}
 }
 
-// restored gives all sessions of an archive their full time.
-func (s *sessionTimers) restored() {
+// replaced gives all sessions of a state that took the place of another their full
+// time.
+func (s *sessionTimers) replaced() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.term != 0 {
@@ -308,6 +319,15 @@ func (n *Node) newSessionTimers() *sessionTimers {
 			}
 			defer view.Close()
 			return view.Sessions(fn)
+		},
+		gone: func(id string) bool {
+			view, err := n.parts.State.View() // not of the node, which waits for the state machine to hold still
+			if err != nil {
+				return false
+			}
+			defer view.Close()
+			_, err = view.Session(id)
+			return errors.Is(err, command.ErrSessionNotFound)
 		},
 		// Never through another leader: its timers say something else.
 		destroy: func(term uint64, id string) error {

@@ -42,6 +42,7 @@ func runTimed(t *testing.T, fn func(s *timed)) {
 				}
 				return nil
 			},
+			gone: func(id string) bool { return !s.lives(id) },
 			destroy: func(term uint64, id string) error {
 				time.Sleep(s.takes)
 				s.state.Lock()
@@ -198,6 +199,42 @@ func TestCreatingASessionAgainIsNoRenewal(t *testing.T) {
 		s.at(40 * time.Second)
 		if s.lives("b") {
 			t.Error("a session made with an idempotency key never ends")
+		}
+	})
+}
+
+// A leader that had its contents mended by a copy may not have seen each entry.
+func TestASessionThatCameWithACopyEnds(t *testing.T) {
+	runTimed(t, func(s *timed) {
+		s.begin(1)
+		s.create("a", "10s")
+		s.at(5 * time.Second)
+		s.exists("copied", "10s")
+		s.observe(1, nil, nil)
+		s.at(time.Hour)
+		want := map[string]time.Duration{"a": 25 * time.Second, "copied": 25 * time.Second}
+		if ended := s.hasEnded(); !maps.Equal(ended, want) {
+			t.Errorf("ended: %v, want %v", ended, want)
+		}
+	})
+}
+
+// The result of a creation that is repeated may be that of a session which ended long ago.
+func TestASessionThatIsMadeAgainHasItsFullTime(t *testing.T) {
+	runTimed(t, func(s *timed) {
+		s.begin(1)
+		create := &command.SessionCreate{Session: command.Session{ID: "a", TTL: "10s"}}
+		s.apply(1, &command.Once{Command: create}) // a repeat: there is no such session
+		s.at(19 * time.Second)
+		s.exists("a", "10s")
+		s.apply(1, &command.Once{Command: create})
+		s.at(38 * time.Second)
+		if !s.lives("a") {
+			t.Errorf("ended: %v", s.hasEnded())
+		}
+		s.at(39 * time.Second)
+		if s.lives("a") {
+			t.Error("it never ends")
 		}
 	})
 }

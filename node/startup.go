@@ -21,10 +21,12 @@ import (
 //     member, or Raft would find entries missing and stop the process. So it is
 //     with a state that was set aside because it was damaged: the log that is left
 //     holds what this node acknowledged and is not in every majority's state yet;
-//  3. the log is applied up to the commit marker, so that reads never go back
+//  3. a node that missed much takes the changes from another member, without
+//     Raft's log in between, if one answers at once; then 1 applies;
+//  4. the log is applied up to the commit marker, so that reads never go back
 //     over a restart, also without a leader (Raft does not persist its commit
 //     index);
-//  4. Raft starts.
+//  5. Raft starts.
 //
 // The transport must deliver calls to the node only after Start.
 func New(ctx context.Context, cfg Config, parts Parts) (*Node, error) {
@@ -43,8 +45,16 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Node, error) {
 	if err := n.align(ctx); err != nil {
 		return nil, err
 	}
+	if err := n.leap(ctx); err != nil {
+		return nil, err
+	}
 	if err := n.replay(ctx); err != nil {
 		return nil, err
+	}
+	if cfg.Admit != nil {
+		if err := cfg.Admit(); err != nil {
+			return nil, err
+		}
 	}
 	if err := n.startRaft(); err != nil {
 		return nil, err
@@ -129,6 +139,49 @@ func (n *Node) healStart(ctx context.Context, healed func() bool) error {
 	}
 }
 
+// How long a start may wait for leap: for a member to begin, and in all.
+const (
+	leapPatience = 50 * time.Millisecond
+	leapLimit    = time.Second
+)
+
+// leap brings a state that missed much to where another member's is (step 3 of
+// New): far quicker than by applying the log, since nothing needs to be decided
+// again. Whatever goes wrong, Raft's log does it.
+func (n *Node) leap(ctx context.Context) error {
+	req := n.parts.State.LeapRequest()
+	if req == nil {
+		return nil
+	}
+	n.copying.Lock()
+	defer n.copying.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, leapLimit)
+	defer cancel()
+	impatient := time.AfterFunc(leapPatience, cancel)
+	for _, addr := range n.cfg.Join {
+		if addr == n.cfg.Self.RaftAddr || ctx.Err() != nil {
+			continue
+		}
+		began := n.cfg.Clock.Steady()
+		c, bytes, err := n.tryCopy(ctx, req, func(ctx context.Context, req []byte) (io.ReadCloser, error) {
+			r, err := n.parts.Transport.FetchCopyAddr(ctx, addr, req)
+			if err == nil {
+				impatient.Stop()
+			}
+			return r, err
+		})
+		if err != nil {
+			n.log.Debug("there is no delta to begin with", "from", addr, "error", err)
+			continue
+		}
+		c.Bytes, c.Seconds = bytes, (n.cfg.Clock.Steady() - began).Seconds()
+		n.CaughtUp(c)
+		n.log.Info("took a copy", "kind", c.Kind, "changes", c.Records, "bytes", c.Bytes, "seconds", c.Seconds)
+		return n.dropShortLog()
+	}
+	return nil
+}
+
 // dropShortLog drops a log that ends below the state.
 func (n *Node) dropShortLog() error {
 	holds, err := n.holds()
@@ -149,13 +202,13 @@ func (n *Node) healFrom(ctx context.Context, addr string) error {
 	c, err := n.takeCopy(ctx, false, func(ctx context.Context, req []byte) (io.ReadCloser, error) {
 		return n.parts.Transport.FetchCopyAddr(ctx, addr, req)
 	})
-	if err == nil && c.Kind == copyFull {
+	if err == nil && c.Kind == command.CopyFull {
 		err = n.parts.State.SwapCopy(false)
 	}
 	return err
 }
 
-// replay applies the node's own log up to the commit marker (step 3 of New).
+// replay applies the node's own log up to the commit marker (step 4 of New).
 func (n *Node) replay(ctx context.Context) error {
 	marker, _ := n.parts.State.Marker()
 	applied, err := n.holds()

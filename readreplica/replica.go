@@ -181,7 +181,7 @@ func (r *Replica) probeOnce() {
 		if r.Await(r.ctx, p) == nil && r.Diverged() == 0 {
 			r.prove(p.AsOf)
 			if first || !r.returning.Load() {
-				r.level(first && p.Index > had, command.CatchUp{Kind: "log", Records: p.Index - min(had, p.Index), Seconds: (r.clock.Steady() - began).Seconds()})
+				r.level(first && p.Index > had, command.CatchUp{Kind: command.CatchUpLog, Records: p.Index - min(had, p.Index), Seconds: (r.clock.Steady() - began).Seconds()})
 			}
 		}
 		if first {

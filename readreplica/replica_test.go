@@ -356,7 +356,7 @@ func TestTheReturnAfterAnAbsenceIsRecordedAsACatchUpByLog(t *testing.T) {
 		n.level()
 		synctest.Wait()
 		got := r.ReplicaStatus().LastCatchUp
-		if got.Kind != "log" || got.Records != 60 || got.Seconds < 1 || got.Seconds > 2 {
+		if got.Kind != command.CatchUpLog || got.Records != 60 || got.Seconds < 1 || got.Seconds > 2 {
 			t.Errorf("60 entries in some 2 s after a minute away: %+v", got)
 		}
 		n.state.applied.Store(90)
@@ -462,7 +462,7 @@ func TestACopyTakenDuringAnAbsenceStaysOnRecord(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newFake(true)
 		r := New(Config{}, n)
-		full := command.CatchUp{Kind: "full", Records: 1000}
+		full := command.CatchUp{Kind: command.CopyFull, Records: 1000}
 		n.CaughtUp(full)
 		r.Start()
 		synctest.Wait()
@@ -471,7 +471,7 @@ func TestACopyTakenDuringAnAbsenceStaysOnRecord(t *testing.T) {
 		}
 		n.reachable.Store(false)
 		time.Sleep(time.Minute)
-		delta := command.CatchUp{Kind: "delta", Records: 10}
+		delta := command.CatchUp{Kind: command.CopyDelta, Records: 10}
 		n.CaughtUp(delta)
 		n.reachable.Store(true)
 		time.Sleep(DefaultProbeInterval)

@@ -245,6 +245,7 @@ func TestAnArchiveThatIsNotExactlyOneIsRefused(t *testing.T) {
 		"an empty key":               withState(t, good, header(ArchiveInfo{Keys: 1})+record(position{1, 0}, "")+item(itemEnd, "\x01")),
 		"a record of the system":     withState(t, good, header(ArchiveInfo{Keys: 1, Bytes: 4})+record(position{1, 0}, SpaceOnce+"x")+item(itemEnd, "\x01")),
 		"a session that is none":     withState(t, good, header(ArchiveInfo{Sessions: 1})+record(position{1, 0}, SpaceSessions+"x")+item(itemEnd, "\x01")),
+		"a session of an odd name":   withState(t, good, header(ArchiveInfo{Sessions: 1})+string(a.record(position{1, 0}, &command.Record{Key: SpaceSessions + "a/b", Value: []byte(`{"id":"a/b"}`), CreateRevision: 1}))+item(itemEnd, "\x01")),
 		"an item of an unknown kind": withState(t, good, header(ArchiveInfo{})+item('X', "")+item(itemEnd, "\x00")),
 		"a length without end":       withState(t, good, header(ArchiveInfo{})+"R\xff\xff\xff\xff\xff\xff\xff\xff\x7f"),
 		"another format":             withState(t, good, archiveMagic+item(itemHeader, `{"Format":2}`)+item(itemEnd, "\x00")),

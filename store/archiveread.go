@@ -18,7 +18,6 @@ import (
 	"strings"
 
 	"github.com/hashicorp/raft"
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-db/holdfast/command"
 )
@@ -60,22 +59,22 @@ func (s *State) SpoolArchive(ctx context.Context, r io.Reader, use func(archive 
 	if err := os.MkdirAll(folder, dirMode); err != nil {
 		return err
 	}
-	var disk unix.Statfs_t
-	if err := unix.Statfs(folder, &disk); err != nil {
+	free, err := freeSpace(folder)
+	if err != nil {
 		return err
 	}
-	room := int64(disk.Bavail)*int64(disk.Bsize) - 2*LogReserve
+	room := max(int64(free)-2*LogReserve, 0)
 	spool, err := nameless(folder)
 	if err != nil {
 		return err
 	}
 	defer spool.Close()
 	sum := sha256.New()
-	switch n, err := io.Copy(io.MultiWriter(spool, sum), io.LimitReader(r, max(room, 0)+1)); {
+	switch n, err := io.Copy(io.MultiWriter(spool, sum), io.LimitReader(r, room+1)); {
 	case err != nil:
 		return err
 	case n > room:
-		return command.ErrArchive.With("this node has no space for it: %d MiB are free", max(room, 0)>>20)
+		return command.ErrArchive.With("this node has no space for it: %d MiB are free", room>>20)
 	}
 	if _, err := spool.Seek(0, io.SeekStart); err != nil {
 		return err
@@ -367,7 +366,7 @@ func decodeArchived(body []byte) (at position, rec command.Record, err error) {
 		return at, rec, command.ErrArchive.With("key %q cannot be stored", rec.Key)
 	}
 	if id, ok := strings.CutPrefix(rec.Key, SpaceSessions); ok {
-		if s, err := sessionOf(&rec); err != nil || s.ID != id {
+		if s, err := sessionOf(&rec); err != nil || s.ID != id || command.Validate(&command.SessionCreate{Session: s}) != nil {
 			return at, rec, command.ErrArchive.With("session %q cannot be read", id)
 		}
 	}

@@ -137,7 +137,7 @@ func BenchmarkChanges1000(b *testing.B) {
 	defer v.Close()
 	for b.Loop() {
 		n := 0
-		if err := v.Changes("", 40, 100, func(command.Change) bool { n++; return n < 1000 }); err != nil || n != 1000 {
+		if err := v.ChangesAfter("", command.EndOf(39), 100, func(command.Change) bool { n++; return n < 1000 }); err != nil || n != 1000 {
 			b.Fatal(n, err)
 		}
 	}

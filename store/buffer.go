@@ -18,6 +18,7 @@ type layer struct {
 	keys    *keyTree
 	history []*change // ascending by position
 	bytes   int64     // memory held, roughly
+	delta   int64     // of that, by a delta that was laid over the file
 	members bool      // the members table changed within
 	since   time.Time // when the first batch was published into it
 }

@@ -449,6 +449,15 @@ func (b *builder) close() error {
 	return errors.Join(err, b.disk.Close())
 }
 
+// discard gives the file up.
+func (b *builder) discard() {
+	if b.pieces != nil {
+		_ = b.drain()
+	}
+	_ = b.close()
+	_ = os.Remove(b.path)
+}
+
 // A page of pointers holds for each key
 //
 //	length of the key, and the top bit when it is deleted (2) |

@@ -6,17 +6,13 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"hash/crc32"
 	"io"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
-	"go.etcd.io/bbolt"
 
 	"github.com/holdfast-db/holdfast/command"
 )
@@ -53,13 +49,6 @@ const (
 	frameMax = 64 << 20
 )
 
-// Kinds of copies.
-const (
-	copyDelta = "delta"
-	copyRange = "range"
-	copyFull  = "full"
-)
-
 // copyRequest says what a state has, so that another one can tell what it lacks.
 type copyRequest struct {
 	Format int `json:"format"`
@@ -69,6 +58,10 @@ type copyRequest struct {
 	Revision uint64 `json:"revision"`
 	Lineage  digest `json:"lineage"` // at Revision
 	Applied  uint64 `json:"applied"`
+	// Least and Most, when Most is not 0, bound what a delta takes in memory there:
+	// the answer is such a delta or none.
+	Least int64 `json:"least,omitempty"`
+	Most  int64 `json:"most,omitempty"`
 	// Resume is how far a full copy had come when it broke off.
 	Resume *copyResume `json:"resume,omitempty"`
 	// Repair asks for what is damaged, and if that cannot be had, for everything.
@@ -93,7 +86,7 @@ type copyResume struct {
 
 // copyHeader says what a stream holds.
 type copyHeader struct {
-	Kind   string `json:"kind"`
+	Kind   string `json:"kind"` // as in CopyStats
 	Format int    `json:"format"`
 	// Revision is what a delta follows, and of a full copy the anchor. Lineage is
 	// that of the revision.
@@ -112,7 +105,7 @@ type copyState struct {
 
 // CopyStats says what a received copy brought.
 type CopyStats struct {
-	Kind     string // "delta", "range" or "full"
+	Kind     string // command.CopyDelta, CopyRange or CopyFull
 	Records  uint64 // changes of history that came, after a break only the rest
 	Bytes    uint64 // of the stream
 	Revision uint64 // of the copy
@@ -163,6 +156,23 @@ func (s *State) CopyRequest(full bool) []byte {
 		req.Revision, req.Lineage = sp.through.rev, sp.through.lineage
 	}
 	return mustJSON(req)
+}
+
+// leapLeast is the size in memory of a delta that the log does as well.
+const leapLeast = 8 << 20
+
+// LeapRequest is CopyRequest for a delta that is much but fits into memory, and for
+// nothing else. It is nil when the state is empty or damaged.
+func (s *State) LeapRequest() []byte {
+	g := s.gen.Load()
+	m := &g.meta
+	if m.Revision == 0 || len(g.file.damage.ranges()) > 0 {
+		return nil
+	}
+	return mustJSON(copyRequest{
+		Format: stateFormat, Cluster: m.Cluster.ID, Revision: m.Revision, Lineage: m.Lineage, Applied: m.Applied,
+		Least: leapLeast, Most: s.keepable() / 8 * 7, // more comes while it is sent
+	})
 }
 
 // copyWriter writes a stream and counts. After an error it does nothing.
@@ -357,308 +367,4 @@ func (c *copyReader) body(to pageTaker) (state *copyState, err error) {
 			return nil, err
 		}
 	}
-}
-
-// ReceiveCopy takes in what WriteCopy sends and verifies it. A delta is in place
-// when it returns, durably and in one step for whoever reads. A full copy is
-// staged in the data directory as a complete, durable state file, and no view
-// sees it before SwapCopy; a copy staged before is gone.
-//
-// One copy is received at a time. The context is looked at between pieces: who
-// cancels it also closes r. What was taken of a stream that breaks off is kept by
-// this process, and CopyRequest then asks for the rest.
-//
-// A stream that ends early is io.ErrUnexpectedEOF; one that does not match its
-// checksums is command.ErrDamaged; a delta that does not follow from this state is
-// command.ErrDiverged, and changes nothing.
-func (s *State) ReceiveCopy(ctx context.Context, r io.Reader) (CopyStats, error) {
-	if !s.copies.receiving.TryLock() {
-		return CopyStats{}, errors.New("receive copy: another copy is being received")
-	}
-	defer s.copies.receiving.Unlock()
-	stats, err := s.receiveCopy(ctx, r)
-	if s.isClosed() {
-		s.dropIncoming() // Close may have found it in use
-	}
-	if err != nil {
-		return CopyStats{}, fmt.Errorf("receive copy: %w", err)
-	}
-	return stats, nil
-}
-
-func (s *State) receiveCopy(ctx context.Context, r io.Reader) (stats CopyStats, err error) {
-	start := time.Now()
-	in := s.newCopyReader(ctx, r)
-	h, err := in.header()
-	if err != nil {
-		return stats, err
-	}
-	var m *meta
-	switch h.Kind {
-	case copyFull:
-		m, err = s.receiveFull(in, &h)
-	case copyDelta:
-		m, err = s.receiveDelta(in, &h)
-	case copyRange:
-		m, err = s.receiveRange(in, &h)
-	default:
-		err = fmt.Errorf("the stream is a copy of kind %q, which this build does not know", h.Kind)
-	}
-	if err != nil {
-		return stats, err
-	}
-	return CopyStats{
-		Kind: h.Kind, Records: in.records, Bytes: in.bytes, Revision: m.Revision, Index: m.RaftIndex, Elapsed: time.Since(start),
-	}, nil
-}
-
-// receiveFull builds a state file from a full copy, or goes on building it.
-func (s *State) receiveFull(in *copyReader, h *copyHeader) (*meta, error) {
-	b, err := s.takePartial(h)
-	if err != nil {
-		return nil, err
-	}
-	b.start()
-	state, err := in.body(b)
-	if derr := b.drain(); derr != nil {
-		err = derr
-	}
-	if err == nil {
-		err = b.complete(state)
-	}
-	if err == nil {
-		err = s.stage(b, &state.Meta)
-	}
-	switch {
-	case err == nil:
-		return &state.Meta, nil
-	case err == in.broken:
-		s.copies.mu.Lock()
-		s.copies.partial = b
-		s.copies.mu.Unlock()
-	default:
-		_ = b.close()
-		s.dropIncoming()
-	}
-	return nil, err
-}
-
-// takePartial returns the builder a stream goes on with, or a new one. Whatever
-// else was coming in is dropped.
-func (s *State) takePartial(h *copyHeader) (*builder, error) {
-	s.copies.mu.Lock()
-	b := s.copies.partial
-	if h.Resumed {
-		s.copies.partial = nil
-	}
-	s.copies.mu.Unlock()
-	if h.Resumed {
-		if b == nil || b.from.Revision != h.Revision || b.from.Lineage != h.Lineage {
-			if b != nil {
-				_ = b.close()
-			}
-			s.dropIncoming()
-			return nil, errors.New("the stream goes on with another copy")
-		}
-		b.joinedBy(&h.Compaction)
-		return b, nil
-	}
-	s.dropIncoming()
-	folder := filepath.Join(s.cfg.Dir, incomingName)
-	if err := os.Mkdir(folder, 0o700); err != nil {
-		return nil, err
-	}
-	return newBuilder(filepath.Join(folder, stateName+".part"), h, s.cfg.MaxData)
-}
-
-// stage makes a complete file the staged copy.
-func (s *State) stage(b *builder, m *meta) error {
-	if err := b.close(); err != nil {
-		return err
-	}
-	folder := filepath.Join(s.cfg.Dir, incomingName)
-	s.copies.mu.Lock()
-	defer s.copies.mu.Unlock()
-	if err := os.Rename(b.path, filepath.Join(folder, stateName)); err != nil {
-		return err
-	}
-	if err := syncPath(folder); err != nil {
-		return err
-	}
-	s.copies.staged = m
-	return nil
-}
-
-// dropIncoming drops whatever was taken of copies and is not in place. A receiver
-// must not be at work, or be the caller.
-func (s *State) dropIncoming() {
-	s.copies.mu.Lock()
-	defer s.copies.mu.Unlock()
-	if b := s.copies.partial; b != nil {
-		_ = b.close()
-	}
-	if sp := s.copies.spool; sp != nil {
-		_ = sp.file.Close()
-	}
-	s.copies.partial, s.copies.spool, s.copies.staged = nil, nil, nil
-	if err := os.RemoveAll(filepath.Join(s.cfg.Dir, incomingName)); err != nil {
-		s.log.Warn("remove unfinished copy", "error", err) // OpenState removes it too
-	}
-}
-
-// SwapCopy puts the staged copy in place of the state, durably and in one step.
-// Views that are open go on reading the old state; all later ones see the copy.
-// It waits for the batch in progress.
-//
-// The copy must stand for the index of the snapshot Raft has announced (see
-// Snapshots), whose index, term and configuration are put in place with it;
-// without such a snapshot, for what the state has applied. When the state itself
-// holds that much, by a delta or otherwise, a staged copy that holds no more is
-// dropped and only index, term and configuration are taken over: both are prefixes
-// of one history, and reads never go back.
-//
-// With force the state is known to be wrong, and the copy takes its place even if
-// it holds less; then alone reads go back. Raft does not hand over again what it
-// has applied before: the caller applies what lies between from its log.
-//
-// On an error before the files are exchanged, the old state stays as it was and
-// the copy stays staged.
-func (s *State) SwapCopy(force bool) error {
-	if !force {
-		if created := s.takeSuperfluous(); created != nil {
-			return s.settle(*created)
-		}
-	}
-	s.applying.Lock()
-	defer s.applying.Unlock()
-	s.flushing.Lock()
-	defer s.flushing.Unlock()
-	s.copies.mu.Lock()
-	defer s.copies.mu.Unlock()
-	if err := s.swapCopy(force); err != nil {
-		return fmt.Errorf("swap in copy: %w", err)
-	}
-	return nil
-}
-
-// takeSuperfluous returns the snapshot Raft has announced when the state holds
-// all that it stands for, and drops the copy staged for it.
-func (s *State) takeSuperfluous() *raft.SnapshotMeta {
-	s.copies.mu.Lock()
-	defer s.copies.mu.Unlock()
-	staged, created, now := s.copies.staged, s.copies.created, &s.gen.Load().meta
-	switch {
-	case created == nil || now.Applied == 0:
-		return nil
-	case staged == nil:
-		if now.RaftIndex < created.Index {
-			return nil
-		}
-	case staged.Applied > now.Applied || staged.RaftIndex < created.Index || staged.Cluster.ID != now.Cluster.ID:
-		return nil
-	default:
-		_ = os.RemoveAll(filepath.Join(s.cfg.Dir, incomingName)) // OpenState removes it too
-	}
-	s.copies.staged, s.copies.created = nil, nil
-	return created
-}
-
-func (s *State) swapCopy(force bool) error {
-	if err := s.Err(); err != nil {
-		return err
-	}
-	if s.isClosed() {
-		return command.ErrStopping
-	}
-	staged, created := s.copies.staged, s.copies.created
-	if staged == nil {
-		return command.ErrNotReady.With("no copy is staged")
-	}
-	m, now := *staged, s.gen.Load()
-	if now.meta.Cluster.ID != "" && m.Cluster.ID != now.meta.Cluster.ID {
-		return command.ErrWrongCluster.With("the copy is of %q, this state of %q", m.Cluster.ID, now.meta.Cluster.ID)
-	}
-	need := now.meta.Applied
-	switch {
-	case force:
-		need, created = 0, nil
-	case created != nil:
-		need = created.Index
-		m.raise(created.Index, created.Term, raft.EncodeConfiguration(created.Configuration), created.ConfigurationIndex)
-	}
-	if staged.RaftIndex < need {
-		return command.ErrNotReady.With("the staged copy stands for index %d, %d is needed", staged.RaftIndex, need)
-	}
-
-	folder := filepath.Join(s.cfg.Dir, incomingName)
-	if err := s.exchange(filepath.Join(folder, stateName), m); err != nil {
-		return err
-	}
-	_ = os.RemoveAll(folder)
-	s.copies.staged = nil
-	if created != nil {
-		s.copies.created = nil
-	}
-	return nil
-}
-
-// exchange makes a complete state file, with m in place of its meta, the state. On
-// an error before that the state is as it was. Needs applying and flushing.
-func (s *State) exchange(from string, m meta) error {
-	now := s.gen.Load()
-	file, _, members, err := openStateFile(from, s.cfg.MaxData)
-	if err != nil {
-		return err
-	}
-	file.origin = now.file.origin + 1
-	if err := file.update(func(tx *bbolt.Tx, _ *local) error { return putMeta(tx, m, nil, false) }); err != nil {
-		_ = file.db.Close()
-		return err
-	}
-	if err := os.Rename(from, filepath.Join(s.cfg.Dir, stateName)); err != nil {
-		_ = file.db.Close()
-		return err
-	}
-	// It is the state now. An error from here on leaves the node unsure of what it
-	// would find after a loss of power.
-	if err := syncPath(s.cfg.Dir); err != nil {
-		_ = file.db.Close()
-		return s.failWith(err)
-	}
-	// The marker does not go back with force either: after a crash the node applies
-	// its log as far as it had answered from.
-	if err := s.marked(s.marker.setIndex(max(m.Applied, now.meta.Applied))); err != nil {
-		_ = file.db.Close()
-		return err
-	}
-	s.replace(&generation{active: newLayer(), meta: m, members: members, file: file})
-	return nil
-}
-
-// replace makes n, which is durable, the state. Needs applying and flushing.
-func (s *State) replace(n *generation) {
-	s.mu.Lock()
-	old := s.gen.Load()
-	n.seq = old.seq + 1
-	s.gen.Store(n)
-	s.durable.Store(&durableState{seq: n.seq, meta: n.meta})
-	s.announce()
-	s.mu.Unlock()
-	s.applied.advance(n.meta.Applied)
-	s.revised.advance(n.meta.Revision)
-	s.dropKept(n.seq)
-	s.watches.wakeAll()
-	s.retireLater(old.file, n.file)
-}
-
-// retireLater closes a file that no new view opens, since another has taken its
-// place, after its last one.
-func (s *State) retireLater(f, next *stateFile) {
-	next.damage.attach(s.damageFound, s.log)
-	f.damage.retire()
-	s.copies.retiring.Go(func() {
-		if err := f.retire(); err != nil {
-			s.log.Warn("close replaced state file", "error", err)
-		}
-	})
 }

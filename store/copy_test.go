@@ -62,7 +62,7 @@ func answer(t testing.TB, s *State, request []byte) []byte {
 func sendCopy(t testing.TB, from, to *State) CopyStats {
 	t.Helper()
 	st := receiveCopy(t, to, answer(t, from, to.CopyRequest(false)))
-	if st.Kind == copyFull {
+	if st.Kind == command.CopyFull {
 		if err := to.SwapCopy(false); err != nil {
 			t.Fatal(err)
 		}

@@ -29,6 +29,9 @@ const (
 	// never worth a full copy.
 	deltaWeight = 3
 	deltaFree   = 1 << 20
+
+	// usualKey stands for the size of a key where that is not worth a look.
+	usualKey = 32
 )
 
 // WriteCopy answers the request of another state (CopyRequest) with what that
@@ -39,6 +42,8 @@ const (
 //   - a delta, when the history after the asker's revision is kept and is much
 //     less than everything: that history;
 //   - a full copy otherwise, and for an empty request; or the rest of one.
+//
+// A LeapRequest is answered with a delta or with command.ErrNotReady.
 //
 // A copy is at least as new as the call. It may take any time: w is never waited
 // for while a view is open. What is applied meanwhile is sent in further rounds
@@ -100,6 +105,9 @@ func (s *State) writeCopy(out *copyWriter, req *copyRequest) (err error) {
 	} else if ok {
 		return send.delta(req)
 	}
+	if req.Most > 0 {
+		return command.ErrNotReady.With("there is no delta of the size that is asked for")
+	}
 	return send.full(nil)
 }
 
@@ -120,7 +128,7 @@ func (s *State) deltaFits(req *copyRequest) (bool, error) {
 		return false, err
 	}
 	if req.Revision == m.Revision {
-		return true, nil
+		return req.Least == 0, nil
 	}
 	first, err := v.header(req.Revision + 1)
 	if err != nil {
@@ -131,6 +139,10 @@ func (s *State) deltaFits(req *copyRequest) (bool, error) {
 		return false, err
 	}
 	// Below the oldest revision only live keys have records.
+	if req.Most > 0 {
+		size := int64(m.ChangeBytes-first.bytes) + int64(m.Changes-first.changes)*(changeOverhead+usualKey)
+		return size >= req.Least && size <= req.Most, nil
+	}
 	delta, full := m.ChangeBytes-first.bytes, m.ChangeBytes-oldest.bytes+min(m.DataBytes, oldest.bytes)
 	return delta <= deltaFree || delta*deltaWeight <= full, nil
 }
@@ -170,13 +182,13 @@ type copySender struct {
 func (c *copySender) records() uint64 { return c.out.records + c.out.keys }
 
 func (c *copySender) delta(req *copyRequest) error {
-	c.out.header(&copyHeader{Kind: copyDelta, Format: stateFormat, Revision: req.Revision, Lineage: req.Lineage})
+	c.out.header(&copyHeader{Kind: command.CopyDelta, Format: stateFormat, Revision: req.Revision, Lineage: req.Lineage})
 	return c.rounds(position{rev: req.Revision + 1})
 }
 
 // full sends everything, or what a copy that broke off lacks.
 func (c *copySender) full(r *copyResume) error {
-	h := &copyHeader{Kind: copyFull, Format: stateFormat, Compaction: c.compaction}
+	h := &copyHeader{Kind: command.CopyFull, Format: stateFormat, Compaction: c.compaction}
 	from, key, stage := position{}, "", buildHistory
 	if r != nil {
 		h.Revision, h.Lineage, h.Resumed = r.Anchor, r.Lineage, true

@@ -251,7 +251,7 @@ func TestDamageIsMendedByJustTheRangeFromAPeer(t *testing.T) {
 				t.Fatal(err)
 			}
 			stats, err := mend(t, s, peer)
-			if err != nil || stats.Kind != copyRange {
+			if err != nil || stats.Kind != command.CopyRange {
 				t.Fatalf("%+v, %v", stats, err)
 			}
 			if found := s.Damaged(); len(found) > 0 {
@@ -285,7 +285,7 @@ func TestDamageThatNoRangeMendsAsksForAFullCopy(t *testing.T) {
 	_, _ = s.Get("key/123")
 	inOneEntry(t, peer, func(b *Batch) { b.Compact(b.Revision()) }) // it has forgotten deletes that s has not
 	stats, err := mend(t, s, peer)
-	if err != nil || stats.Kind != copyFull {
+	if err != nil || stats.Kind != command.CopyFull {
 		t.Fatalf("%+v, %v", stats, err)
 	}
 	if err := s.SwapCopy(true); err != nil {

@@ -35,9 +35,11 @@ type spool struct {
 	file *os.File
 	w    *bufio.Writer
 	size int64 // of the pages in file and w
-	// layered is what its changes would take in memory, roughly.
-	layered int64
-	from    revisionMark
+	// layered is what its changes would take in memory, roughly. While that is not
+	// more than room they are held in memory, and nothing is in the file.
+	layered, room int64
+	held          *holder
+	from          revisionMark
 	// through is the last revision that is known to be complete, which ends at
 	// sized.
 	through revisionMark
@@ -56,13 +58,46 @@ type revisionMark struct {
 	lineage digest
 }
 
-func newSpool(path string, from revisionMark) (*spool, error) {
+// holder gathers the changes of a delta in a layer, beside what verifies them.
+type holder struct {
+	layer *layer
+	in    chan []change
+	done  chan struct{}
+}
+
+// holdPages is how many pages of changes may wait for the holder.
+const holdPages = 8
+
+func newHolder() *holder {
+	h := &holder{layer: newLayer(), in: make(chan []change, holdPages), done: make(chan struct{})}
+	go func() {
+		defer close(h.done)
+		for page := range h.in {
+			for i := range page {
+				h.layer.add(&page[i])
+			}
+		}
+	}()
+	return h
+}
+
+// end waits for all that was gathered. Nothing more comes.
+func (h *holder) end() *layer {
+	close(h.in)
+	<-h.done
+	return h.layer
+}
+
+func newSpool(path string, from revisionMark, room int64) (*spool, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	sp := spoolTo(f, from)
-	sp.file = f
+	sp.file, sp.room = f, room
+	if room > 0 {
+		sp.held = newHolder()
+	}
 	return sp, nil
 }
 
@@ -76,11 +111,40 @@ func spoolTo(w io.Writer, from revisionMark) *spool {
 
 func (sp *spool) buffer() []byte { return sp.spare }
 
+// close ends the use of a spool.
+func (sp *spool) close() {
+	if sp.held != nil {
+		sp.held.end()
+		sp.held = nil
+	}
+	_ = sp.file.Close()
+}
+
+// spill puts what is held in memory into the file.
+func (sp *spool) spill() error {
+	if sp.held == nil {
+		return nil
+	}
+	l := sp.held.end()
+	sp.held = nil
+	var head []byte
+	for _, c := range l.history {
+		head = appendChange(head[:0], c.at, c.enc)
+		if _, err := sp.w.Write(head); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // history takes in a page: it must go on where the one before ended, and each
 // revision must have the lineage that follows from its changes.
 func (sp *spool) history(page []byte) error {
-	sp.spare = page
 	at := sp.size
+	var held []change
+	if sp.held != nil {
+		held = make([]change, 0, countChanges(page))
+	}
 	err := eachChange(page, func(p position, enc []byte) error {
 		var c change
 		if err := c.decode(p, enc, ""); err != nil {
@@ -102,12 +166,23 @@ func (sp *spool) history(page []byte) error {
 		sp.next = position{p.rev, p.k + 1}
 		at += int64(changeHead + len(enc))
 		sp.layered += int64(len(enc)+len(c.rec.Key)) + changeOverhead
+		if held != nil {
+			held = append(held, c)
+		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
 	sp.size += int64(len(page))
+	if sp.held != nil {
+		sp.held.in <- held // the page is theirs
+		if sp.layered <= sp.room {
+			return nil
+		}
+		return sp.spill()
+	}
+	sp.spare = page
 	_, err = sp.w.Write(page)
 	return err
 }
@@ -132,6 +207,9 @@ func (sp *spool) closeRevision(size int64) error {
 // on from there.
 func (sp *spool) cut() error {
 	_ = sp.closeRevision(sp.size) // its lineage tells whether all of it came
+	if err := sp.spill(); err != nil {
+		return err
+	}
 	if err := sp.w.Flush(); err != nil {
 		return err
 	}
@@ -162,6 +240,12 @@ func (sp *spool) complete(m *meta) error {
 // each calls fn for each change of the spool, which is complete, in order. A
 // change and what it holds stay valid.
 func (sp *spool) each(fn func(c *change) error) error {
+	if err := sp.spill(); err != nil {
+		return err
+	}
+	if err := sp.w.Flush(); err != nil {
+		return err
+	}
 	if _, err := sp.file.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
@@ -215,6 +299,20 @@ func (sp *spool) after(own revisionMark, fn func(c *change) error) error {
 	return err
 }
 
+// layer returns the changes of the spool beyond own in a layer.
+func (sp *spool) layer(own revisionMark) (*layer, error) {
+	if sp.held != nil && own == sp.from {
+		l := sp.held.end()
+		sp.held = nil
+		return l, nil
+	}
+	l := newLayer()
+	return l, sp.after(own, func(c *change) error { l.add(c); return nil })
+}
+
+// keepable is how much a delta may take in memory to be laid over the file.
+func (s *State) keepable() int64 { return 3 * s.cfg.BufferBytes }
+
 // receiveDelta spools a delta and puts it in place.
 func (s *State) receiveDelta(in *copyReader, h *copyHeader) (*meta, error) {
 	sp, err := s.takeSpool(revisionMark{h.Revision, h.Lineage})
@@ -233,7 +331,7 @@ func (s *State) receiveDelta(in *copyReader, h *copyHeader) (*meta, error) {
 			err = s.applyDelta(in.ctx, sp, state)
 		}
 	}
-	_ = sp.file.Close()
+	sp.close()
 	s.dropIncoming()
 	if err != nil {
 		return nil, err
@@ -252,18 +350,18 @@ func (s *State) takeSpool(from revisionMark) (*spool, error) {
 		if sp.through == from {
 			return sp, nil
 		}
-		_ = sp.file.Close()
+		sp.close()
 	}
 	s.dropIncoming()
 	folder := filepath.Join(s.cfg.Dir, incomingName)
 	if err := os.Mkdir(folder, 0o700); err != nil {
 		return nil, err
 	}
-	return newSpool(filepath.Join(folder, "delta"), from)
+	return newSpool(filepath.Join(folder, "delta"), from, s.keepable())
 }
 
 // applyDelta makes the state what a spool leads to.
-func (s *State) applyDelta(ctx context.Context, sp *spool, state *copyState) error {
+func (s *State) applyDelta(ctx context.Context, sp *spool, state *copyState) (err error) {
 	s.applying.Lock()
 	defer s.applying.Unlock()
 	if err := s.lockFlushed(ctx); err != nil {
@@ -284,12 +382,12 @@ func (s *State) applyDelta(ctx context.Context, sp *spool, state *copyState) err
 	}
 	m.raise(now.RaftIndex, now.RaftTerm, now.Conf, now.ConfIndex)
 
-	layer, small := newLayer(), sp.layered <= s.cfg.BufferBytes
+	layer, small := newLayer(), sp.layered <= s.keepable()
 	if small {
-		if err := sp.after(own, func(c *change) error { layer.add(c); return nil }); err != nil {
+		if layer, err = sp.layer(own); err != nil {
 			return err
 		}
-		layer.members = true
+		layer.members, layer.delta = true, layer.bytes
 		if err := s.keep(ctx, own, layer, copyState{m, state.Members}); err != nil {
 			return err
 		}

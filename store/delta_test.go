@@ -145,7 +145,7 @@ func bringsWhatHappenedSince(t *testing.T, cfg StateConfig) {
 	go func() { waited <- to.WaitApplied(t.Context(), index) }()
 	go func() { waited <- to.WaitRevision(t.Context(), from.Revision()) }()
 	st := sendCopy(t, from, to)
-	if st.Kind != copyDelta || st.Revision != from.Revision() || st.Records < 30 || st.Records != from.gen.Load().meta.Changes-beforeChanges(t, from, before) {
+	if st.Kind != command.CopyDelta || st.Revision != from.Revision() || st.Records < 30 || st.Records != from.gen.Load().meta.Changes-beforeChanges(t, from, before) {
 		t.Errorf("stats %+v", st)
 	}
 	for range 2 {
@@ -170,7 +170,7 @@ func bringsWhatHappenedSince(t *testing.T, cfg StateConfig) {
 	wantSame(t, from, to)
 
 	st = sendCopy(t, from, to)
-	if st.Kind != copyDelta || st.Records != 0 {
+	if st.Kind != command.CopyDelta || st.Records != 0 {
 		t.Errorf("between equals went %+v", st)
 	}
 }
@@ -219,7 +219,7 @@ func TestCopiesOfEveryKindEqualTheirSource(t *testing.T) {
 				kinds[sendCopy(t, from, to).Kind]++
 				wantSame(t, from, to)
 			}
-			if kinds[copyDelta] == 0 || kinds[copyFull] == 0 {
+			if kinds[command.CopyDelta] == 0 || kinds[command.CopyFull] == 0 {
 				t.Errorf("copies %v; not every kind came about", kinds)
 			}
 		})
@@ -252,11 +252,11 @@ func TestTheSenderChoosesByWhatIsKeptAndWhatItCosts(t *testing.T) {
 		req  []byte
 		want string
 	}{
-		{"history is kept", to.CopyRequest(false), copyDelta},
-		{"everything is asked for", to.CopyRequest(true), copyFull},
-		{"nothing is said", nil, copyFull},
-		{"of a new node", openTestState(t, StateConfig{}).CopyRequest(false), copyFull},
-		{"contents differ", edit(func(r *copyRequest) { r.Lineage[3] ^= 1 }), copyFull},
+		{"history is kept", to.CopyRequest(false), command.CopyDelta},
+		{"everything is asked for", to.CopyRequest(true), command.CopyFull},
+		{"nothing is said", nil, command.CopyFull},
+		{"of a new node", openTestState(t, StateConfig{}).CopyRequest(false), command.CopyFull},
+		{"contents differ", edit(func(r *copyRequest) { r.Lineage[3] ^= 1 }), command.CopyFull},
 	} {
 		if got := kind(c.req); got != c.want {
 			t.Errorf("%s: %s; want %s", c.name, got, c.want)
@@ -276,11 +276,11 @@ func TestTheSenderChoosesByWhatIsKeptAndWhatItCosts(t *testing.T) {
 		}
 	}
 	inOneEntry(t, from, func(b *Batch) { b.Compact(to.Revision()) })
-	if got := kind(to.CopyRequest(false)); got != copyDelta {
+	if got := kind(to.CopyRequest(false)); got != command.CopyDelta {
 		t.Errorf("the oldest revision is the asker's: %s", got)
 	}
 	inOneEntry(t, from, func(b *Batch) { b.Compact(to.Revision() + 1) })
-	if got := kind(to.CopyRequest(false)); got != copyFull {
+	if got := kind(to.CopyRequest(false)); got != command.CopyFull {
 		t.Errorf("the oldest revision is above the asker's: %s", got)
 	}
 	// Of 6 MB most were written since: building anew is cheaper.
@@ -288,9 +288,86 @@ func TestTheSenderChoosesByWhatIsKeptAndWhatItCosts(t *testing.T) {
 	for i := range 60 {
 		putKey(t, from, fmt.Sprint("large", i), strings.Repeat("x", 100<<10))
 	}
-	if got := kind(to.CopyRequest(false)); got != copyFull {
+	if got := kind(to.CopyRequest(false)); got != command.CopyFull {
 		t.Errorf("nearly all is new: %s", got)
 	}
+}
+
+func TestALeapIsADeltaThatIsMuchAndFitsOrNothing(t *testing.T) {
+	from, to := twins(t)
+	for i := range 100 {
+		putKey(t, from, fmt.Sprint("more", i), strings.Repeat("x", 100<<10))
+	}
+	edit := func(fn func(*copyRequest)) []byte {
+		var req copyRequest
+		if err := json.Unmarshal(to.LeapRequest(), &req); err != nil {
+			t.Fatal(err)
+		}
+		fn(&req)
+		return mustJSON(req)
+	}
+	refused := func(what string, req []byte) {
+		t.Helper()
+		var b bytes.Buffer
+		if err := from.WriteCopy(t.Context(), req, &b); !errors.Is(err, command.ErrNotReady) || b.Len() > 0 {
+			t.Errorf("%s: %v, and %d bytes", what, err, b.Len())
+		}
+	}
+	if openTestState(t, StateConfig{}).LeapRequest() != nil {
+		t.Error("a state without anything asks for a delta")
+	}
+	refused("too little", edit(func(r *copyRequest) { r.Least = 11 << 20 }))
+	refused("too much", edit(func(r *copyRequest) { r.Most = 9 << 20 }))
+	refused("contents differ", edit(func(r *copyRequest) { r.Lineage[3] ^= 1 }))
+	refused("ahead", edit(func(r *copyRequest) { r.Applied += 1000 }))
+	st, err := to.ReceiveCopy(t.Context(), bytes.NewReader(answer(t, from, to.LeapRequest())))
+	if err != nil || st.Kind != command.CopyDelta || st.Records != 100 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	wantSame(t, from, to)
+	refused("level", to.LeapRequest())
+	for i := range 100 {
+		putKey(t, from, fmt.Sprint("more", i), strings.Repeat("y", 100<<10))
+	}
+	inOneEntry(t, from, func(b *Batch) { b.Compact(to.Revision() + 1) })
+	refused("history is not kept", to.LeapRequest())
+}
+
+// A delta may be larger than the buffer. Until it has been flushed, what is applied
+// after it has the room of a buffer all the same, and no more.
+func TestWhatFollowsADeltaIsAppliedBeforeThatIsFlushed(t *testing.T) {
+	const bound = 64 << 10
+	from, to := twinsWith(t, StateConfig{BufferBytes: bound})
+	value := strings.Repeat("x", bound/4)
+	for i := range 10 {
+		putKey(t, from, fmt.Sprint("delta", i), value)
+	}
+	tx, err := to.gen.Load().file.db.Begin(true) // a flush freezes the buffer and waits
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback() // or a failed test would never end
+	sendCopy(t, from, to)
+	wantSame(t, from, to)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range 20 {
+			putKey(t, to, fmt.Sprint("after", i), value)
+		}
+	}()
+	had := from.Revision()
+	eventually(t, "a buffer full of what came after", func() bool { return to.Stats().BufferBytes > 10*bound/4+bound })
+	for range 30 {
+		if n := to.Revision() - had; n > 5 {
+			t.Fatalf("%d changes are in memory beside the delta", n)
+		}
+		time.Sleep(time.Millisecond) // let a faulty writer run on
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	<-done
 }
 
 func TestADeltaThatDoesNotFitIsRefusedAndLeavesNothing(t *testing.T) {
@@ -328,7 +405,7 @@ func TestADeltaThatDoesNotFitIsRefusedAndLeavesNothing(t *testing.T) {
 	refused("of another state at that revision", answer(t, other, mustJSON(req)))
 	// The same, said to follow this state.
 	stream := answer(t, other, mustJSON(req))
-	own := mustJSON(copyHeader{Kind: copyDelta, Format: stateFormat, Revision: head.Revision, Lineage: digest(head.Lineage)})
+	own := mustJSON(copyHeader{Kind: command.CopyDelta, Format: stateFormat, Revision: head.Revision, Lineage: digest(head.Lineage)})
 	var b bytes.Buffer
 	w := newCopyWriter(t.Context(), &b)
 	w.raw([]byte(copyMagic))
@@ -476,7 +553,7 @@ func viewsSeeBeforeOrAfter(t *testing.T, cfg StateConfig) {
 			}
 		})
 	}
-	if st := sendCopy(t, from, to); st.Kind != copyDelta {
+	if st := sendCopy(t, from, to); st.Kind != command.CopyDelta {
 		t.Fatalf("it was a %s copy", st.Kind)
 	}
 	mustFlush(t, to)
@@ -585,7 +662,7 @@ func TestACrashDuringADeltaLeavesOneOfTwoStates(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sp, err := newSpool(filepath.Join(t.TempDir(), "delta"), revisionMark{h.Revision, h.Lineage})
+	sp, err := newSpool(filepath.Join(t.TempDir(), "delta"), revisionMark{h.Revision, h.Lineage}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -646,7 +723,7 @@ func TestACrashDuringADeltaLeavesOneOfTwoStates(t *testing.T) {
 func breaking(stream []byte, at int) io.Reader { return bytes.NewReader(stream[:min(at, len(stream))]) }
 
 func TestACopyThatBreaksOffIsTakenUpWhereItWas(t *testing.T) {
-	for _, kind := range []string{copyFull, copyDelta} {
+	for _, kind := range []string{command.CopyFull, command.CopyDelta} {
 		for name, end := range map[string]func(stream []byte, n int) int{
 			"after every frame":       func(s []byte, n int) int { return frames(s)[n] },
 			"within every frame":      func(s []byte, n int) int { f := frames(s); return (f[n] + f[n+1]) / 2 },
@@ -664,7 +741,7 @@ func TestACopyThatBreaksOffIsTakenUpWhereItWas(t *testing.T) {
 						})
 					}
 				}
-				if kind == copyFull {
+				if kind == command.CopyFull {
 					fill(from)
 					to = openTestState(t, StateConfig{})
 				} else {
@@ -701,7 +778,7 @@ func TestACopyThatBreaksOffIsTakenUpWhereItWas(t *testing.T) {
 						}
 					}
 				}
-				if kind == copyFull {
+				if kind == command.CopyFull {
 					if err := to.SwapCopy(false); err != nil {
 						t.Fatal(err)
 					}

@@ -157,7 +157,7 @@ func FuzzReceiveCopy(f *testing.F) {
 			if !framed && !genuine {
 				t.Error("a stream that nobody sent was accepted")
 			}
-			if st.Kind == copyFull {
+			if st.Kind == command.CopyFull {
 				err = s.SwapCopy(true)
 			}
 			if genuine && (err != nil || s.Head() != from.Head()) {

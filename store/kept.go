@@ -28,7 +28,7 @@ func (s *State) keep(ctx context.Context, own revisionMark, l *layer, state copy
 		return err
 	}
 	out := newCopyWriter(ctx, f)
-	out.header(&copyHeader{Kind: copyDelta, Format: stateFormat, Revision: own.rev, Lineage: own.lineage})
+	out.header(&copyHeader{Kind: command.CopyDelta, Format: stateFormat, Revision: own.rev, Lineage: own.lineage})
 	var page []byte
 	for n, i := uint64(0), 0; i < len(l.history); i++ {
 		page = appendChange(page, l.history[i].at, l.history[i].enc)

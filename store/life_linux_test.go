@@ -340,7 +340,7 @@ func receive(index uint64) step {
 		stream := answer(n.t, n.life.source(n.t, index), n.state.CopyRequest(true))
 		if st, err := n.state.ReceiveCopy(context.Background(), bytes.NewReader(stream)); err != nil {
 			return err
-		} else if st.Kind != copyFull {
+		} else if st.Kind != command.CopyFull {
 			n.t.Errorf("received a copy of kind %s", st.Kind)
 		}
 		return try(n.t, func(t testing.TB) { announce(t, n.state, index, raft.Configuration{}, 0) })
@@ -354,7 +354,7 @@ func receiveDelta(index uint64) step {
 			defer time.AfterFunc(time.Second, n.free).Stop()
 		}
 		st, err := n.state.ReceiveCopy(context.Background(), bytes.NewReader(stream))
-		if err == nil && st.Kind != copyDelta {
+		if err == nil && st.Kind != command.CopyDelta {
 			n.t.Errorf("received a copy of kind %s", st.Kind)
 		}
 		return err

@@ -63,6 +63,13 @@ func (l *Logs) Bounds() (first, last uint64, err error) {
 	return first, last, nil
 }
 
+// EntryTerm is the term of an entry, if it is in the log.
+func (l *Logs) EntryTerm(index uint64) (term uint64, ok bool) {
+	var e raft.Log
+	err := l.log.GetLog(index, &e)
+	return e.Term, err == nil
+}
+
 // Reset drops the whole log, durably. The next entry may have any index.
 func (l *Logs) Reset() error {
 	first, last, err := l.Bounds()
@@ -435,7 +442,7 @@ func (d *Dir) openLogs(kind string) (_ *Logs, err error) {
 	if err != nil {
 		return nil, bad(logStorePath(kind), err)
 	}
-	if l.log, err = newRaftLog(db, kind, l.latch, d.free); err != nil {
+	if l.log, err = newRaftLog(db, kind, l.latch, func() (uint64, error) { return freeSpace(d.path) }); err != nil {
 		db.Close()
 		return nil, bad(logStorePath(kind), err)
 	}
@@ -452,10 +459,10 @@ func (d *Dir) openBackend(kind string) (logBackend, error) {
 	return openWAL(path, d.walSegment, d.log)
 }
 
-// free returns the bytes this process may still use on the directory's disk.
-func (d *Dir) free() (uint64, error) {
+// freeSpace returns the bytes this process may still use on the disk of a path.
+func freeSpace(path string) (uint64, error) {
 	var st unix.Statfs_t
-	if err := unix.Statfs(d.path, &st); err != nil {
+	if err := unix.Statfs(path, &st); err != nil {
 		return 0, err
 	}
 	return uint64(st.Bavail) * uint64(st.Bsize), nil

@@ -347,7 +347,7 @@ func (m *model) checkPast(t *testing.T, v *View, rev uint64, r *rand.Rand) {
 		}
 	}
 	if m.oldest > 1 {
-		if err := v.Changes("", m.oldest-1, rev, nil); !errors.Is(err, command.ErrCompacted) {
+		if err := v.ChangesAfter("", command.EndOf(m.oldest-2), rev, nil); !errors.Is(err, command.ErrCompacted) {
 			t.Fatalf("changes below %d: %v", m.oldest, err)
 		}
 	}
@@ -362,7 +362,7 @@ func (m *model) checkPast(t *testing.T, v *View, rev uint64, r *rand.Rand) {
 		at = append(at, c.At)
 		return true
 	}
-	if err := v.Changes(prefix, m.oldest, rev, gather); err != nil {
+	if err := v.ChangesAfter(prefix, command.EndOf(max(m.oldest, 1)-1), rev, gather); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range m.log {

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"math"
 	"strings"
 	"time"
 
@@ -119,11 +118,6 @@ func (v *View) PrefixRevisionAt(prefix string, rev uint64) (uint64, error) {
 	return max(last, v.gen.meta.Buried), err
 }
 
-// Changes is ChangesAfter from the first change of revision from on.
-func (v *View) Changes(prefix string, from, to uint64, fn func(command.Change) bool) error {
-	return v.ChangesAfter(prefix, command.Position{Revision: max(from, 1) - 1, K: math.MaxUint32}, to, fn)
-}
-
 // ChangesAfter calls fn for each change of a key under the prefix, from behind a
 // position to the last of revision to, in order, until fn returns false. Behind all
 // changes of a revision is the position with the largest K. A to beyond the view's
@@ -134,7 +128,7 @@ func (v *View) Changes(prefix string, from, to uint64, fn func(command.Change) b
 // is below the compaction point, or an archive took the place of the state there.
 func (v *View) ChangesAfter(prefix string, after command.Position, to uint64, fn func(command.Change) bool) error {
 	from := position{after.Revision, after.K + 1}
-	if after.K == math.MaxUint32 || after.Revision == 0 {
+	if after.IsEnd() || after.Revision == 0 {
 		from = position{rev: after.Revision + 1}
 	}
 	if to = min(to, v.gen.meta.Revision); from.rev > to {

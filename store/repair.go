@@ -69,7 +69,7 @@ func (s *State) repairFits(ask *repairAsk) bool {
 
 // repair sends what the asker's file should hold in the ranges it named.
 func (c *copySender) repair(ask *repairAsk) error {
-	c.out.header(&copyHeader{Kind: copyRange, Format: stateFormat, Revision: ask.Revision, Lineage: ask.Lineage})
+	c.out.header(&copyHeader{Kind: command.CopyRange, Format: stateFormat, Revision: ask.Revision, Lineage: ask.Lineage})
 	for _, r := range ask.Ranges {
 		var err error
 		if r.Table == string(bucketHistory) {

@@ -97,11 +97,8 @@ func (s *State) swapRestored(path string, m meta) error {
 	defer s.flushing.Unlock()
 	s.copies.mu.Lock()
 	defer s.copies.mu.Unlock()
-	if err := s.Err(); err != nil {
+	if err := s.usable(); err != nil {
 		return err
-	}
-	if s.isClosed() {
-		return command.ErrStopping
 	}
 	now := s.gen.Load()
 	m.raise(m.Applied, m.AppliedTerm, nil, 0)
@@ -140,14 +137,9 @@ func (r *restorer) build() (err error) {
 	r.keys = keySorter{dir: r.folder}
 	defer r.keys.close()
 	defer func() {
-		if r.out == nil || err == nil {
-			return
+		if r.out != nil && err != nil {
+			r.out.discard()
 		}
-		if r.out.pieces != nil {
-			_ = r.out.drain()
-		}
-		_ = r.out.close()
-		_ = os.Remove(r.path)
 	}()
 	pieces := &stagedReader{batch: b, id: r.command.ID, pieces: r.command.Pieces, sum: sha256.New()}
 	if _, err := readArchive(bufio.NewReaderSize(pieces, copyPage), archiveTaker{begin: r.begin, record: r.record}); err != nil {

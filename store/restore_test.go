@@ -176,7 +176,7 @@ func TestAfterARestoreHistoryBeginsAnew(t *testing.T) {
 		t.Errorf("%q, %v", rec.Value, err)
 	}
 	// Who follows the changes must learn that this is not simply the next one.
-	if err := v.Changes("", rev, rev, func(command.Change) bool { return true }); !errors.Is(err, command.ErrCompacted) {
+	if err := v.ChangesAfter("", command.EndOf(rev-1), rev, func(command.Change) bool { return true }); !errors.Is(err, command.ErrCompacted) {
 		t.Errorf("changes from the restore on: %v", err)
 	}
 	for _, prefix := range []string{"", "a", "b", "none"} {
@@ -186,7 +186,7 @@ func TestAfterARestoreHistoryBeginsAnew(t *testing.T) {
 	}
 	next := putKey(t, s, "a", "3")
 	n := 0
-	if err := mustView(t, s).Changes("", rev+1, next, func(command.Change) bool { n++; return true }); err != nil || n != 1 {
+	if err := mustView(t, s).ChangesAfter("", command.EndOf(rev), next, func(command.Change) bool { n++; return true }); err != nil || n != 1 {
 		t.Errorf("%d changes after it, %v", n, err)
 	}
 }
@@ -213,11 +213,11 @@ func TestNodesThatRestoreAreEqualWhateverTheyHaveInMemory(t *testing.T) {
 		t.Errorf("%+v and %+v", a.Head(), b.Head())
 	}
 	// One that was away gets level by a full copy, and then by deltas.
-	if st := sendCopy(t, b, behind); st.Kind != copyFull {
+	if st := sendCopy(t, b, behind); st.Kind != command.CopyFull {
 		t.Errorf("a node from before the restore got a copy of kind %s", st.Kind)
 	}
 	putKey(t, b, "after", "2")
-	if st := sendCopy(t, b, behind); st.Kind != copyDelta {
+	if st := sendCopy(t, b, behind); st.Kind != command.CopyDelta {
 		t.Errorf("a node from after it got a copy of kind %s", st.Kind)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
-	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-db/holdfast/command"
 )
@@ -57,11 +56,8 @@ func (s *State) rewriteDue() (bool, error) {
 	if err != nil || s.Err() != nil || free <= s.cfg.RewriteFree || free <= size/2 {
 		return false, err
 	}
-	var disk unix.Statfs_t
-	if err := unix.Statfs(s.cfg.Dir, &disk); err != nil {
-		return false, err
-	}
-	return int64(disk.Bavail)*int64(disk.Bsize) > size-free+2*LogReserve, nil
+	room, err := freeSpace(s.cfg.Dir)
+	return int64(room) > size-free+2*LogReserve, err
 }
 
 // freeBytes is how much of a state file is free pages, and how long it is up to
@@ -100,8 +96,7 @@ func (s *State) rewrite() (err error) {
 	}
 	defer func() {
 		if err != nil {
-			_ = b.close()
-			_ = os.Remove(path)
+			b.discard()
 			err = fmt.Errorf("rewrite state file: %w", err)
 		}
 	}()
@@ -154,12 +149,10 @@ func (s *State) rewriteFrom(old *stateFile, b *builder, anchor uint64) (from pos
 // finishRewrite adds what was flushed last and exchanges the files. Needs
 // flushing: writes go on into memory.
 func (s *State) finishRewrite(old *stateFile, b *builder, from position, start time.Time) error {
-	g := s.gen.Load()
-	switch {
-	case s.isClosed():
-		return command.ErrStopping
-	case s.Err() != nil:
-		return s.Err()
+	if err := s.usable(); err != nil {
+		return err
+	}
+	switch g := s.gen.Load(); {
 	case g.file != old:
 		return errors.New("the state was replaced meanwhile")
 	case g.frozen != nil || g.ahead:
@@ -190,15 +183,8 @@ func (s *State) finishRewrite(old *stateFile, b *builder, from position, start t
 		return err
 	}
 	file.origin = old.origin
-	if err := os.Rename(b.path, filepath.Join(s.cfg.Dir, stateName)); err != nil {
-		_ = file.db.Close()
+	if err := s.install(file); err != nil {
 		return err
-	}
-	// Until the name is durable, a loss of power may bring the old file back: it
-	// must not be before anything is flushed into the new one.
-	if err := syncPath(s.cfg.Dir); err != nil {
-		_ = file.db.Close()
-		return s.failWith(err)
 	}
 	s.mu.Lock()
 	n := *s.gen.Load()

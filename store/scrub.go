@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"time"
@@ -97,86 +98,80 @@ func (s *State) scrubView(fn func(t *fileTx, m *meta) error) error {
 	return nil
 }
 
-func (s *State) scrubHistory(pause func(int) error) error {
-	var from position
-	var last continuity
-	for more := true; more; {
-		bytes := 0
+// scrubTable reads a table in pages, each under a view of its own, and has look judge
+// what stands in it until look returns false. end judges the table as a whole, if it
+// could be read to its end. Behind a page that cannot be read the pass goes on, unless
+// it gets no further.
+func (s *State) scrubTable(table []byte, pause func(int) error,
+	look func(t *fileTx, m *meta, k, v []byte) bool, end func(m *meta) error,
+) error {
+	for next, more := []byte(nil), true; more; {
+		size, first := 0, bytes.Clone(next)
 		if err := s.scrubView(func(t *fileTx, m *meta) error {
 			more = false
-			c, err := t.cursor(bucketHistory)
+			c, err := t.cursor(table)
 			if err != nil {
 				return t.noted(damagedFile(err))
 			}
-			cursor, began, first := fileCursor{c: c}, time.Now(), from
-			key := from.bytes()
-			for err = cursor.seek(key[:]); err == nil && cursor.k != nil; err = cursor.next() {
-				at, perr := positionOf(cursor.k)
-				if perr != nil {
-					_ = t.noted(damagedAt(bucketHistory, cursor.k, perr))
-					continue
+			cursor, began := fileCursor{c: c}, time.Now()
+			for err = cursor.seek(next); err == nil && cursor.k != nil; err = cursor.next() {
+				if !look(t, m, cursor.k, cursor.v) {
+					break
 				}
-				if at.rev > m.Revision {
-					break // a flush is at work on it
-				}
-				from = position{at.rev, at.k + 1}
-				var ch change
-				if derr := ch.decode(at, cursor.v, ""); derr != nil {
-					_ = t.noted(damagedChange(at, derr))
-					last = continuity{}
-				} else if lerr := last.take(at, m.Oldest); lerr != nil {
-					_ = t.noted(lerr)
-				}
-				if bytes += len(cursor.v); bytes >= scrubPage || time.Since(began) > scrubPageTime {
+				next = append(append(next[:0], cursor.k...), 0)
+				size += len(cursor.k) + len(cursor.v)
+				if size >= scrubPage || time.Since(began) > scrubPageTime {
 					more = true
 					break
 				}
 			}
-			if err == nil && !more {
-				err = t.noted(last.end(m.Revision, m.Oldest))
-			}
-			if err != nil {
-				more = first.less(from) // go on behind it, if there is any progress
+			switch {
+			case err != nil:
+				more = bytes.Compare(first, next) < 0
+			case !more:
+				err = t.noted(end(m))
 			}
 			return t.noted(damagedFile(err))
 		}); err != nil {
 			return err
 		}
-		if err := pause(bytes); err != nil {
+		if err := pause(size); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+func (s *State) scrubHistory(pause func(int) error) error {
+	var last continuity
+	return s.scrubTable(bucketHistory, pause, func(t *fileTx, m *meta, k, v []byte) bool {
+		at, err := positionOf(k)
+		if err != nil {
+			_ = t.noted(damagedAt(bucketHistory, k, err))
+			return true
+		}
+		if at.rev > m.Revision {
+			return false // a flush is at work on it
+		}
+		var ch change
+		if err := ch.decode(at, v, ""); err != nil {
+			_ = t.noted(damagedChange(at, err))
+			last = continuity{}
+		} else if err := last.take(at, m.Oldest); err != nil {
+			_ = t.noted(err)
+		}
+		return true
+	}, func(m *meta) error { return last.end(m.Revision, m.Oldest) })
+}
+
 func (s *State) scrubPointers(pause func(int) error) error {
 	for _, table := range [][]byte{bucketKeys, bucketTombs} {
 		deleted := string(table) == string(bucketTombs)
-		for after, more := []byte(nil), true; more; {
-			bytes := 0
-			if err := s.scrubView(func(t *fileTx, m *meta) error {
-				more = false
-				c, err := t.cursor(table)
-				if err != nil {
-					return t.noted(damagedFile(err))
-				}
-				cursor, began := fileCursor{c: c}, time.Now()
-				for err = cursor.seek(after); err == nil && cursor.k != nil; err = cursor.next() {
-					after = append(append(after[:0], cursor.k...), 0)
-					bytes += len(cursor.k) + len(cursor.v)
-					_ = t.noted(damagedAt(table, cursor.k, t.leads(cursor.k, cursor.v, deleted, m.Oldest)))
-					if bytes >= scrubPage || time.Since(began) > scrubPageTime {
-						more = true
-						break
-					}
-				}
-				return t.noted(damagedFile(err))
-			}); err != nil {
-				return err
-			}
-			if err := pause(bytes); err != nil {
-				return err
-			}
+		if err := s.scrubTable(table, pause, func(t *fileTx, m *meta, k, v []byte) bool {
+			_ = t.noted(damagedAt(table, k, t.leads(k, v, deleted, m.Oldest)))
+			return true
+		}, func(*meta) error { return nil }); err != nil {
+			return err
 		}
 	}
 	return nil

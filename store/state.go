@@ -27,7 +27,8 @@ type StateConfig struct {
 	// BufferBytes bounds the changes in memory before they are flushed into the
 	// file; 48 MiB when zero. A larger buffer makes fewer, larger flushes and a
 	// longer replay of the log after a crash. Together with a flush under way twice
-	// as much may be held; then applying waits.
+	// as much may be held; then applying waits. A delta takes up to three times as
+	// much until it has been flushed.
 	BufferBytes int64
 	// BufferAge bounds how long a change stays in memory only; 1 s when zero.
 	// It costs one synced transaction per age while there are writes.
@@ -281,6 +282,17 @@ func (s *State) announce() {
 	s.progress = make(chan struct{})
 }
 
+// usable says why the state file is not to be written any more; nil when it is.
+func (s *State) usable() error {
+	if err := s.Err(); err != nil {
+		return err
+	}
+	if s.isClosed() {
+		return command.ErrStopping
+	}
+	return nil
+}
+
 func (s *State) isClosed() bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -507,16 +519,18 @@ func (s *State) nudge() {
 	}
 }
 
-// holdBack waits while more than twice the buffer's bound is in memory.
+// holdBack waits while more than twice the buffer's bound is in memory, or once that
+// beside a delta.
 func (s *State) holdBack() error {
 	for {
 		progress := s.nextProgress()
 		g := s.gen.Load()
-		held := g.active.bytes
+		held, delta := g.active.bytes, g.active.delta
 		if g.frozen != nil {
 			held += g.frozen.bytes
+			delta += g.frozen.delta
 		}
-		if held <= 2*s.cfg.BufferBytes || s.Err() != nil || g.file == s.stuck.Load() {
+		if held <= max(2*s.cfg.BufferBytes, delta+s.cfg.BufferBytes) || s.Err() != nil || g.file == s.stuck.Load() {
 			return nil
 		}
 		s.nudge()

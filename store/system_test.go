@@ -36,7 +36,7 @@ func TestTheSystemsOwnRecordsAreHiddenFromUsers(t *testing.T) {
 		key := func(k string, _ uint64) bool { seen = append(seen, k); return true }
 		change := func(c command.Change) bool { seen = append(seen, c.Record.Key); return true }
 		for _, err := range []error{
-			v.Scan("", "", record), v.ScanKeys("", "", key), v.ScanAt("", "", v.Revision(), record), v.Changes("", 1, v.Revision(), change),
+			v.Scan("", "", record), v.ScanKeys("", "", key), v.ScanAt("", "", v.Revision(), record), v.ChangesAfter("", command.Position{}, v.Revision(), change),
 		} {
 			if err != nil {
 				t.Fatal(err)

@@ -130,7 +130,7 @@ func TestADeltaWakesWhoWaitsForWhatItBrings(t *testing.T) {
 	changed, stop := to.Watch(command.Target{Kind: command.TargetKey, Key: "brought"})
 	defer stop()
 	putKey(t, from, "brought", "by a delta")
-	if st := sendCopy(t, from, to); st.Kind != copyDelta {
+	if st := sendCopy(t, from, to); st.Kind != command.CopyDelta {
 		t.Fatalf("the copy was of kind %q", st.Kind)
 	}
 	if !woken(changed) {

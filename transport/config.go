@@ -46,6 +46,9 @@ type Config struct {
 	// While it says no, TimeoutNow is answered with an error and never reaches
 	// Raft, which would make even a learner a candidate. Nil says no.
 	MayLead func() bool
+	// EntryTerm is the term of an entry of this node's log, if it is there. With it
+	// replication skips what a peer has by other ways than the log. Nil knows none.
+	EntryTerm func(index uint64) (term uint64, ok bool)
 	// BeforeInstall runs on the sender before a snapshot request goes out, and
 	// may take hours: it is where the peer is made to fetch a full copy. Its
 	// context ends with SetLeading(false), Disconnect of the peer, and Close. An

@@ -80,16 +80,48 @@ func (t *Transport) TimeoutNow(id raft.ServerID, _ raft.ServerAddress, args *raf
 
 // AppendEntries implements raft.Transport. When the entries are too many bytes
 // for one request it sends the first of them and cuts args.Entries to match;
-// Raft goes by what args holds afterwards. See SetLeading for when it waits.
+// Raft goes by what args holds afterwards. A peer that lacks what comes before
+// them may have got further without the log: then args says that it was sent what
+// it has. See SetLeading for when it waits.
 func (t *Transport) AppendEntries(id raft.ServerID, _ raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	kind := prepareAppend(args)
 	err := t.request(t.ctx, string(id), kind, args, resp)
-	if err == nil || isHeartbeat(args) {
+	if isHeartbeat(args) {
 		return err
 	}
-	return t.hold(string(id), err, func(ctx context.Context) error {
-		return t.request(ctx, string(id), kind, args, resp)
-	})
+	if err != nil {
+		err = t.hold(string(id), err, func(ctx context.Context) error {
+			return t.request(ctx, string(id), kind, args, resp)
+		})
+	}
+	if err == nil && !resp.Success {
+		t.skip(string(id), args, resp)
+	}
+	return err
+}
+
+// skip goes on, after a request that was refused for want of the entry before it,
+// behind the last entry the peer has, if this node's log has the same. Raft by itself only
+// tries lower indices, but a peer whose state came as a copy has no lower ones. The
+// peer is asked as for any other place in the log, so that its Raft decides.
+func (t *Transport) skip(to string, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) {
+	last := resp.LastLog
+	if t.cfg.EntryTerm == nil || resp.Term > args.Term || last <= args.PrevLogEntry {
+		return
+	}
+	term, ok := t.cfg.EntryTerm(last)
+	if !ok {
+		return
+	}
+	ask := *args
+	ask.PrevLogEntry, ask.PrevLogTerm, ask.Entries = last, term, nil // no heartbeat: last is not 0
+	var answer raft.AppendEntriesResponse
+	if err := t.request(t.ctx, to, raftBare, &ask, &answer); err != nil || !answer.Success {
+		return // Raft goes by the first answer
+	}
+	t.log.Info("peer has more than its log: replication skips that", "peer", to, "from", args.PrevLogEntry+1, "to", last)
+	args.Entries = []*raft.Log{{Index: last, Term: term}}
+	*resp = answer
 }
 
 // isHeartbeat tells Raft's heartbeats from its replication, as the library does.

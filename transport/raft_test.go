@@ -171,6 +171,43 @@ func TestRaftRequestsArrive(t *testing.T) {
 }
 
 // TestTimeoutNowNeverReachesALearnersRaft.
+// TestReplicationSkipsWhatAPeerHasByOtherWays: a peer whose log is gone, since a
+// copy took it further, is not gone back with, but only its Raft can say so.
+func TestReplicationSkipsWhatAPeerHasByOtherWays(t *testing.T) {
+	const last = 100
+	for name, c := range map[string]struct {
+		ours, theirs uint64 // terms of the last entry
+		term         uint64 // that the peer answers with
+		skips        bool
+	}{
+		"the same entry":            {ours: 3, theirs: 3, term: 4, skips: true},
+		"another entry":             {ours: 3, theirs: 2, term: 4},
+		"not in this node's log":    {ours: 0, theirs: 3, term: 4},
+		"this node leads no longer": {ours: 3, theirs: 3, term: 5},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBook()
+			cfg := testConfig(t, b, hello("n1"))
+			cfg.EntryTerm = func(index uint64) (uint64, bool) { return c.ours, index == last && c.ours != 0 }
+			n1 := start(t, b, cfg, handlerFuncs{})
+			n2 := start(t, b, testConfig(t, b, hello("n2")), handlerFuncs{})
+			consume(n2, func(rpc raft.RPC) {
+				a := rpc.Command.(*raft.AppendEntriesRequest)
+				matches := a.PrevLogEntry == last && a.PrevLogTerm == c.theirs && a.Term >= c.term
+				rpc.Respond(&raft.AppendEntriesResponse{RPCHeader: header("n2"), Term: c.term, LastLog: last, Success: matches, NoRetryBackoff: !matches}, nil)
+			})
+			args, resp := replication("n1", 4, 11, []byte("x"), []byte("y")), &raft.AppendEntriesResponse{}
+			if err := n1.AppendEntries("n2", "n2", args, resp); err != nil {
+				t.Fatal(err)
+			}
+			reached := args.Entries[len(args.Entries)-1].Index
+			if resp.Success != c.skips || c.skips && reached != last || !c.skips && reached != 12 || resp.LastLog != last {
+				t.Errorf("entries end at %d, answer %+v; want it to skip: %v", reached, resp, c.skips)
+			}
+		})
+	}
+}
+
 func TestTimeoutNowNeverReachesALearnersRaft(t *testing.T) {
 	n1, n2, _ := pair(t, nil) // MayLead is nil
 	var reached atomic.Bool

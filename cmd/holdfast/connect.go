@@ -33,6 +33,23 @@ func (f *connectFlags) open() (*client.Client, error) {
 	return c, nil
 }
 
+// table prints an answer as it was asked for: v for programs, or rows for people.
+func (f *connectFlags) table(cmd *cobra.Command, v any, rows [][]string) error {
+	if f.json {
+		return writeJSON(cmd.OutOrStdout(), v)
+	}
+	return table(cmd.OutOrStdout(), rows)
+}
+
+// line is table for an answer that people need only a line of.
+func (f *connectFlags) line(cmd *cobra.Command, v any, format string, args ...any) error {
+	if f.json {
+		return writeJSON(cmd.OutOrStdout(), v)
+	}
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), format+"\n", args...)
+	return err
+}
+
 // readFlags say how a read is to be answered.
 type readFlags struct {
 	stale, consistent bool

@@ -333,7 +333,7 @@ func TestTheWatcherTellsWhatIsNews(t *testing.T) {
 	leads := func(n string) look { return look{n, see("leader", "level")} }
 	follows := func(n string) look { return look{n, see("voter", "level")} }
 	caught := level
-	caught.status.LastCatchUp = command.CatchUp{Kind: "log", Records: 2, Bytes: 2048}
+	caught.status.LastCatchUp = command.CatchUp{Kind: command.CatchUpLog, Records: 2, Bytes: 2048}
 	for name, c := range map[string]struct {
 		looks []look
 		want  []string

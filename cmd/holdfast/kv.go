@@ -41,6 +41,14 @@ func entryOf(r command.Record) kvEntry {
 	}
 }
 
+func entriesOf(records []command.Record) []kvEntry {
+	entries := make([]kvEntry, len(records))
+	for i, r := range records {
+		entries[i] = entryOf(r)
+	}
+	return entries
+}
+
 func newKVGet() *cobra.Command {
 	var (
 		conn          connectFlags
@@ -205,11 +213,7 @@ func printRecords(cmd *cobra.Command, conn connectFlags, reads readFlags, prefix
 	}
 	reads.report(cmd.ErrOrStderr(), meta)
 	if conn.json {
-		entries := make([]kvEntry, len(records))
-		for i, r := range records {
-			entries[i] = entryOf(r)
-		}
-		return writeJSON(cmd.OutOrStdout(), entries)
+		return writeJSON(cmd.OutOrStdout(), entriesOf(records))
 	}
 	return buffered(cmd.OutOrStdout(), func(w io.Writer) error { return print(w, records) })
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"encoding/json"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -80,12 +79,9 @@ The file of --output appears, or is replaced, only once it is complete.`,
 			if !toFile {
 				return nil
 			}
-			if conn.json {
-				return writeJSON(cmd.OutOrStdout(), importReport{Records: seen.records, Bytes: seen.bytes, Index: meta.Index, Seconds: p.elapsed().Seconds()})
-			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "exported %s (%s) at index %d to %s in %s\n",
+			report := importReport{Records: seen.records, Bytes: seen.bytes, Index: meta.Index, Seconds: p.elapsed().Seconds()}
+			return conn.line(cmd, report, "exported %s (%s) at index %d to %s in %s",
 				plural(seen.records, "record"), size(seen.bytes), meta.Index, output, span(p.elapsed()))
-			return err
 		},
 	}
 	conn.add(cmd)

@@ -83,17 +83,13 @@ change nothing.`,
 				return stoppedImport(err, done)
 			}
 			report := importReport{Records: done.Records, Bytes: done.Bytes, Index: done.Index, Retries: done.Retries, Seconds: p.elapsed().Seconds()}
-			if conn.json {
-				return writeJSON(cmd.OutOrStdout(), report)
-			}
 			retries := ""
 			if done.Retries > 0 {
 				retries = ", with " + plural(done.Retries, "retry")
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "imported %s (%s) in %s (%s/s), up to index %d%s\n",
+			return conn.line(cmd, report, "imported %s (%s) in %s (%s/s), up to index %d%s",
 				plural(done.Records, "record"), size(done.Bytes), span(p.elapsed()),
 				size(uint64(float64(done.Bytes)/max(report.Seconds, 0.001))), done.Index, retries)
-			return err
 		},
 	}
 	conn.add(cmd)

@@ -42,15 +42,11 @@ Requests wait meanwhile and do not fail.`,
 				return err
 			}
 			for _, p := range peers {
-				if !p.Leader {
-					continue
+				if p.Leader {
+					return conn.line(cmd, p, "%s leads now", p.Node)
 				}
-				if conn.json {
-					return writeJSON(cmd.OutOrStdout(), p)
-				}
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s leads now\n", p.Node)
 			}
-			return err
+			return nil
 		},
 	}
 	cmd.Flags().StringVar(&to, "id", "", "ID or name of the voter that is to lead")
@@ -88,11 +84,7 @@ is a new member.`,
 			if _, err := c.RemovePeer(cmd.Context(), id); err != nil {
 				return err
 			}
-			if conn.json {
-				return writeJSON(cmd.OutOrStdout(), struct{ Removed string }{id})
-			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "removed %s\n", id)
-			return err
+			return conn.line(cmd, struct{ Removed string }{id}, "removed %s", id)
 		},
 	}
 	cmd.Flags().StringVar(&id, "id", "", "ID or name of the member")
@@ -120,23 +112,24 @@ func newListPeers() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if conn.json {
-				return writeJSON(cmd.OutOrStdout(), peers)
-			}
-			rows := [][]string{{"NODE", "ID", "NODE PORT", "STATE", "VOTER", "LAST INDEX"}}
-			for _, p := range peers {
-				state := "follower"
-				if p.Leader {
-					state = "leader"
-				}
-				rows = append(rows, []string{p.Node, p.ID, p.Address, state, fmt.Sprint(p.Voter), fmt.Sprint(p.LastIndex)})
-			}
-			return table(cmd.OutOrStdout(), rows)
+			return conn.table(cmd, peers, peerRows(peers))
 		},
 	}
 	cmd.Flags().BoolVar(&stale, "stale", false, "as the node that is asked has it, which needs no leader")
 	conn.add(cmd)
 	return cmd
+}
+
+func peerRows(peers []client.RaftServer) [][]string {
+	rows := [][]string{{"NODE", "ID", "NODE PORT", "STATE", "VOTER", "LAST INDEX"}}
+	for _, p := range peers {
+		state := "follower"
+		if p.Leader {
+			state = "leader"
+		}
+		rows = append(rows, []string{p.Node, p.ID, p.Address, state, fmt.Sprint(p.Voter), fmt.Sprint(p.LastIndex)})
+	}
+	return rows
 }
 
 func newAutopilot() *cobra.Command {
@@ -167,15 +160,10 @@ func newAutopilotHealth() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if conn.json {
-				err = writeJSON(cmd.OutOrStdout(), h)
-			} else {
-				err = table(cmd.OutOrStdout(), healthRows(h))
+			if err := conn.table(cmd, h, healthRows(h)); err != nil || h.Healthy {
+				return err
 			}
-			if err == nil && !h.Healthy {
-				err = errUnhealthy
-			}
-			return err
+			return errUnhealthy
 		},
 	}
 	conn.add(cmd)
@@ -216,10 +204,7 @@ func newAutopilotGet() *cobra.Command {
 }
 
 func writeAutopilot(cmd *cobra.Command, conn *connectFlags, a client.Autopilot) error {
-	if conn.json {
-		return writeJSON(cmd.OutOrStdout(), a)
-	}
-	return table(cmd.OutOrStdout(), [][]string{
+	return conn.table(cmd, a, [][]string{
 		{"SETTING", "VALUE"},
 		{"last-contact-threshold", a.LastContactThreshold.String()},
 		{"max-trailing-logs", fmt.Sprint(a.MaxTrailingLogs)},

@@ -59,7 +59,7 @@ func runAgent(ctx context.Context, cfg agentConfig) (err error) {
 	defer clients.Close()
 	tr, err := transport.Listen(transport.Config{
 		Listen: cfg.Raft, Advertise: cfg.AdvertiseRaft,
-		Hello: a.hello, Resolve: a.resolve, Check: a.check, Refused: a.refused, MayLead: a.mayLead, BeforeInstall: a.beforeInstall,
+		Hello: a.hello, Resolve: a.resolve, Check: a.check, Refused: a.refused, MayLead: a.mayLead, EntryTerm: a.entryTerm, BeforeInstall: a.beforeInstall,
 		CopyRate: cfg.CatchUpRate, Faults: cfg.FaultSwitch != "", Log: log.Named("transport"),
 	})
 	if err != nil {
@@ -81,21 +81,16 @@ func runAgent(ctx context.Context, cfg agentConfig) (err error) {
 		Log: log, RaftLog: newLogger(cfg, "raft"),
 	}
 	// Ask the cluster, if it is there, whether it would have this node. Who was let
-	// in before waits only as long as an answer takes that comes at all: its readers
-	// need no cluster.
+	// in before opens what it has meanwhile, and waits only as long as an answer takes
+	// that comes at all: its readers need no cluster.
 	verdict := make(chan error, 1)
 	go func() { verdict <- node.Preflight(ctx, nodeConfig, a.identity.ClusterID, tr) }()
-	var patience <-chan time.Time
-	if a.identity.ClusterID != "" && a.identity.Epoch != 0 {
-		patience = time.After(preflightPatience)
-	}
-	select {
-	case err := <-verdict:
-		if err != nil {
+	patience := time.After(preflightPatience)
+	if a.identity.ClusterID == "" || a.identity.Epoch == 0 {
+		if err := <-verdict; err != nil {
 			return err
 		}
 		verdict = nil
-	case <-patience:
 	}
 
 	// From here on things are written.
@@ -120,7 +115,6 @@ func runAgent(ctx context.Context, cfg agentConfig) (err error) {
 		}
 		verdict = nil
 	}
-	a.disk.Store(&disk{dir: dir, state: state, logs: logs})
 
 	failed := make(chan error, 2)
 	machine := fsm.New(state, func(err error) { failed <- err })
@@ -131,7 +125,24 @@ func runAgent(ctx context.Context, cfg agentConfig) (err error) {
 		case <-ctx.Done():
 		}
 	}()
-	n, err := node.New(ctx, nodeConfig, node.Parts{
+	// Until it is admitted the node only asks: it does not introduce itself with its
+	// disk, since peers would take a copy of a data directory for the original.
+	admitted := nodeConfig
+	admitted.Admit = func() error {
+		if verdict != nil {
+			select {
+			case err := <-verdict:
+				if err != nil {
+					return err
+				}
+				verdict = nil
+			case <-patience:
+			}
+		}
+		a.disk.Store(&disk{dir: dir, state: state, logs: logs})
+		return nil
+	}
+	n, err := node.New(ctx, admitted, node.Parts{
 		State: stateParts{state}, FSM: machine, Log: logs.Log, Stable: logs.Stable, Snapshots: state.Snapshots(),
 		Logs: logs, Identity: identityParts{dir}, Transport: tr, Failed: failed,
 	})
@@ -251,6 +262,13 @@ func (a *presence) refused(reason error) {
 func (a *presence) mayLead() bool {
 	n := a.node.Load()
 	return n != nil && n.MayLead()
+}
+
+func (a *presence) entryTerm(index uint64) (term uint64, ok bool) {
+	if d := a.disk.Load(); d != nil {
+		return d.logs.EntryTerm(index)
+	}
+	return 0, false
 }
 
 func (a *presence) beforeInstall(ctx context.Context, to string) error {

@@ -41,10 +41,7 @@ func newSessionList() *cobra.Command {
 				return err
 			}
 			reads.report(cmd.ErrOrStderr(), meta)
-			if conn.json {
-				return writeJSON(cmd.OutOrStdout(), sessions)
-			}
-			return table(cmd.OutOrStdout(), sessionRows(sessions))
+			return conn.table(cmd, sessions, sessionRows(sessions))
 		},
 	}
 	conn.add(cmd)

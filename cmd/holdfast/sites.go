@@ -26,10 +26,7 @@ knows them, also one that is cut off.`,
 			if err != nil {
 				return err
 			}
-			if conn.json {
-				return writeJSON(cmd.OutOrStdout(), sites)
-			}
-			return table(cmd.OutOrStdout(), siteRows(sites))
+			return conn.table(cmd, sites, siteRows(sites))
 		},
 	}
 	conn.add(cmd)

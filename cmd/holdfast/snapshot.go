@@ -74,12 +74,8 @@ Exit status: 0 it is, 1 it is not.`,
 			if err != nil {
 				return err
 			}
-			if conn.json {
-				return writeJSON(cmd.OutOrStdout(), r)
-			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "saved %s and %s at index %d to %s (%s)\n",
+			return conn.line(cmd, r, "saved %s and %s at index %d to %s (%s)",
 				plural(r.Keys, "key"), plural(r.Sessions, "session"), r.Revision, r.File, size(r.Size))
-			return err
 		},
 	}
 	conn.add(cmd)
@@ -125,16 +121,13 @@ or an error says that this is not known.`,
 			if err != nil {
 				return err
 			}
-			if conn.json {
-				return writeJSON(cmd.OutOrStdout(), struct {
-					archiveReport
-					Index   uint64 // at which it was restored
-					Seconds float64
-				}{r, meta.Index, time.Since(began).Seconds()})
-			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "restored %s and %s of index %d, now index %d, in %s\n",
-				plural(r.Keys, "key"), plural(r.Sessions, "session"), r.Revision, meta.Index, span(time.Since(began)))
-			return err
+			took := time.Since(began)
+			return conn.line(cmd, struct {
+				archiveReport
+				Index   uint64 // at which it was restored
+				Seconds float64
+			}{r, meta.Index, took.Seconds()}, "restored %s and %s of index %d, now index %d, in %s",
+				plural(r.Keys, "key"), plural(r.Sessions, "session"), r.Revision, meta.Index, span(took))
 		},
 	}
 	conn.add(cmd)

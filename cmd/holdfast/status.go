@@ -126,7 +126,7 @@ func (r nodeReport) print(w io.Writer) error {
 	catchUp := "none"
 	switch cu := r.Replica.LastCatchUp; cu.Kind {
 	case "":
-	case "log":
+	case command.CatchUpLog:
 		catchUp = fmt.Sprintf("by log: %s log entries, %s", count(cu.Records), span(seconds(cu.Seconds)))
 	default:
 		catchUp = fmt.Sprintf("by %s: %s, %s, %s", cu.Kind, plural(cu.Records, "record"), size(cu.Bytes), span(seconds(cu.Seconds)))

@@ -84,34 +84,20 @@ func parseTxn(file []byte) ([]client.TxnOp, error) {
 		}
 		verb, ok := command.VerbNamed(w.KV.Verb)
 		if !ok {
-			return nil, refuse(didYouMean(w.KV.Verb, verbs(), "", "the verbs are "+strings.Join(verbs(), ", ")), "operation %d has the verb %q", i, w.KV.Verb)
+			known := command.VerbNames()
+			return nil, refuse(didYouMean(w.KV.Verb, known, "", "the verbs are "+strings.Join(known, ", ")), "operation %d has the verb %q", i, w.KV.Verb)
 		}
 		ops[i] = client.TxnOp{Verb: verb, Key: w.KV.Key, Value: w.KV.Value, Flags: w.KV.Flags, Index: w.KV.Index, Session: w.KV.Session}
 	}
 	return ops, nil
 }
 
-// verbs are the names of all verbs.
-func verbs() (names []string) {
-	for v := command.Verb(1); ; v++ {
-		name := v.String()
-		if _, ok := command.VerbNamed(name); !ok {
-			return names
-		}
-		names = append(names, name)
-	}
-}
-
 func reportTxn(cmd *cobra.Command, conn connectFlags, ops []client.TxnOp, res client.TxnResult, meta client.Meta) error {
 	w := cmd.OutOrStdout()
-	entries := make([]kvEntry, len(res.Records))
-	for i, r := range res.Records {
-		entries[i] = entryOf(r)
-	}
 	var err error
 	switch {
 	case conn.json:
-		err = writeJSON(w, txnReport{OK: res.OK, Results: entries, Errors: res.Errors})
+		err = writeJSON(w, txnReport{OK: res.OK, Results: entriesOf(res.Records), Errors: res.Errors})
 	case res.OK:
 		if _, err = fmt.Fprintf(w, "%s carried out at index %d\n", plural(len(ops), "operation"), meta.Index); err == nil && len(res.Records) > 0 {
 			rows := [][]string{{"KEY", "INDEX", "FLAGS", "VALUE"}}
