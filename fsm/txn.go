@@ -84,6 +84,8 @@ func (d *draft) do(op *command.TxnOp) (recs []command.Record, what string, err e
 	switch {
 	case op.Verb == command.VerbDeleteTree:
 		return nil, "", d.deleteTree(op.Key)
+	case op.Session == "" && (op.Verb == command.VerbLock || op.Verb == command.VerbUnlock):
+		return nil, "missing session", nil
 	case op.Verb == command.VerbLock:
 		if ok, err := hasSession(d.b, op.Session); err != nil || !ok {
 			return nil, fmt.Sprintf("invalid session %q", op.Session), err

@@ -199,9 +199,11 @@ func (n *Node) membership() {
 	pause := 50 * time.Millisecond
 	told := ""
 	for {
+		changed, unwatch := n.parts.State.Watch(command.Target{Kind: command.TargetMembers})
 		done, err := n.enter()
 		switch {
 		case err != nil && permanent(err):
+			unwatch()
 			n.Fail(err, true)
 			return
 		case err != nil:
@@ -215,10 +217,13 @@ func (n *Node) membership() {
 			n.goOnRemoving()
 		}
 		select {
+		case <-changed: // a cluster that has come to be is entered before anything needs this node
 		case <-time.After(pause):
 		case <-n.stop:
+			unwatch()
 			return
 		}
+		unwatch()
 	}
 }
 
@@ -493,15 +498,11 @@ func (n *Node) handleJoin(ctx context.Context, j join) (joined, error) {
 		var answer joined
 		return answer, json.Unmarshal(b, &answer)
 	}
-	// One at a time: each looks at the members before it changes them.
-	select {
-	case n.joining <- struct{}{}:
-		defer func() { <-n.joining }()
-	case <-ctx.Done():
-		return joined{}, ctx.Err()
-	case <-n.stop:
-		return joined{}, command.ErrStopping
+	unlock, err := n.lockMembers(ctx)
+	if err != nil {
+		return joined{}, err
 	}
+	defer unlock()
 	cluster, members, err := n.table()
 	if err != nil {
 		return joined{}, err
@@ -518,6 +519,19 @@ func (n *Node) handleJoin(ctx context.Context, j join) (joined, error) {
 		return answer, nil
 	}
 	return answer, n.add(ctx, j.Member, former)
+}
+
+// lockMembers waits for its turn to change the members: one at a time, since each
+// looks at them before. unlock gives the turn back.
+func (n *Node) lockMembers(ctx context.Context) (unlock func(), err error) {
+	select {
+	case n.joining <- struct{}{}:
+		return func() { <-n.joining }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-n.stop:
+		return nil, command.ErrStopping
+	}
 }
 
 // admit decides whether m may be a member. former is the dead member of the

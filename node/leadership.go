@@ -1,7 +1,6 @@
 package node
 
 import (
-	"context"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -180,18 +179,4 @@ func (n *Node) wait(f raft.Future) error {
 	case <-n.stop:
 		return raft.ErrRaftShutdown
 	}
-}
-
-// StepDown hands leadership to the most complete other voter, if this node
-// leads, and returns when there is a new leader. Writes that are under way are
-// finished first, and those that arrive meanwhile wait and go to the new
-// leader: none fails.
-func (n *Node) StepDown(ctx context.Context) error {
-	if n.raft.State() != raft.Leader {
-		return nil
-	}
-	if others, _ := n.voters(); len(others) == 0 {
-		return nil // nobody to hand over to
-	}
-	return n.handOver(ctx, "")
 }

@@ -181,9 +181,33 @@ func (n *Node) withLeader(ctx context.Context, do func(ctx context.Context, lead
 	}
 }
 
+// atLeader runs do on the leader: here, or there as a call. Nothing happened when
+// it fails with an error that tryElsewhere accepts.
+func (n *Node) atLeader(ctx context.Context, method uint8, req []byte, do func(context.Context, []byte) ([]byte, error)) (answer []byte, err error) {
+	err = n.withLeader(ctx, func(ctx context.Context, leader string) error {
+		if leader == n.id {
+			answer, err = do(ctx, req)
+		} else {
+			answer, err = n.parts.Transport.Call(ctx, leader, method, req)
+		}
+		return err
+	})
+	return answer, err
+}
+
 // retryInterval is how often a waiting request looks for the leader without
 // being told of a change.
 const retryInterval = 25 * time.Millisecond
+
+// pause waits for retryInterval, or until ctx ends, whose error it returns.
+func pause(ctx context.Context) error {
+	select {
+	case <-time.After(retryInterval):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 // tryElsewhere reports whether an error means that nothing was done and that
 // another try, perhaps with another leader, may do it.

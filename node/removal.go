@@ -1,0 +1,177 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/holdfast-db/holdfast/command"
+)
+
+// RemovePeer takes a member out of the cluster for good, given by id or by node
+// address: it learns of it if it runs, and cannot come back under its old
+// identity. A leader that is to be removed hands over first. What is begun and cannot
+// be finished, whichever leader can finishes later.
+//
+// Errors: command.ErrNoTarget, there is no such member, or without it the voters
+// that are left would have no healthy majority; command.ErrNoLeader.
+func (n *Node) RemovePeer(ctx context.Context, id, address string) error {
+	req, err := encode(removal{ID: id, Address: address})
+	if err != nil {
+		return err
+	}
+	_, err = n.atLeader(ctx, methodRemove, req, n.answerRemove)
+	return err
+}
+
+type removal struct {
+	ID      string `json:"id"`
+	Address string `json:"address"`
+}
+
+func (n *Node) answerRemove(ctx context.Context, req []byte) ([]byte, error) {
+	return serve(req, func(r removal) ([]byte, error) { return nil, n.remove(ctx, r) })
+}
+
+func (n *Node) remove(ctx context.Context, r removal) error {
+	unlock, err := n.lockMembers(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	h, err := n.judgeHealth()
+	if err != nil {
+		return err
+	}
+	// First what another leader began: who is to go counts no longer.
+	if err := n.expel(ctx); err != nil {
+		return err
+	}
+	what := fmt.Sprintf("id %q", r.ID)
+	if r.ID == "" {
+		what = fmt.Sprintf("address %q", r.Address)
+	}
+	i := slices.IndexFunc(h.Members, func(m command.MemberHealth) bool {
+		return r.ID != "" && m.ID == r.ID || r.Address != "" && m.Address == r.Address
+	})
+	if i < 0 {
+		return command.ErrNoTarget.With("%s was not found in the Raft configuration", what)
+	}
+	m := h.Members[i]
+	if err := n.canSpare(ctx, m.ID); err != nil {
+		return err
+	}
+	if m.ID == n.id {
+		if err := n.handOver(ctx, ""); err != nil {
+			return err
+		}
+		return command.ErrNotLeader // the new leader will do it
+	}
+	n.log.Info("removing a member", "name", m.Name, "id", m.ID)
+	// The members table first: while the member is still sent the log it learns that
+	// it is to go, and does not ask for votes later.
+	res, err := n.Propose(ctx, &command.MemberRemove{ID: m.ID, Barred: true})
+	if err != nil {
+		return err
+	}
+	n.awaitReport(ctx, m.ID, res.Revision)
+	return n.expel(ctx)
+}
+
+// expel takes who was removed for good out of Raft's configuration. It may be another
+// leader that began it. Needs joining.
+func (n *Node) expel(ctx context.Context) error {
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+		id := string(s.ID)
+		switch barred, err := n.barred(id); {
+		case err != nil:
+			return err
+		case !barred || id == n.id: // which ends by itself
+			continue
+		}
+		if err := n.canSpare(ctx, id); err != nil {
+			return err
+		}
+		if err := raftError(n.wait(n.raft.RemoveServer(s.ID, 0, n.cfg.Wait))); err != nil {
+			return err
+		}
+		n.parts.Transport.Disconnect(id)
+	}
+	return nil
+}
+
+// goOnRemoving finishes the removals that a leader which was lost had begun, if this
+// node leads now.
+func (n *Node) goOnRemoving() {
+	if n.raft.State() != raft.Leader {
+		return
+	}
+	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.Wait)
+	defer cancel()
+	unlock, err := n.lockMembers(ctx)
+	if err != nil {
+		return
+	}
+	defer unlock()
+	if err := n.expel(ctx); err != nil {
+		n.log.Warn("a member that was removed is still in Raft's configuration", "error", err)
+	}
+}
+
+// canSpare returns command.ErrNoTarget when a member is a voter without which no
+// majority of the voters would answer.
+func (n *Node) canSpare(ctx context.Context, id string) error {
+	if s, ok := n.server(id); !ok || s.Suffrage != raft.Voter {
+		return nil
+	}
+	if voters, answer := n.votersWithout(ctx, id); answer < voters/2+1 {
+		return command.ErrNoTarget.With("without %s, %d of %d voters answer, which is no majority", id, answer, voters)
+	}
+	return nil
+}
+
+// votersWithout counts the voters but one, and how many of them are there now and
+// follow this leader.
+func (n *Node) votersWithout(ctx context.Context, id string) (voters, answer int) {
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.RoundTimeout)
+	defer cancel()
+	others, self := n.voters()
+	if id == n.id {
+		self = 0
+	}
+	term := n.raft.CurrentTerm()
+	answers := make(chan error, len(others))
+	asked := 0
+	for _, other := range others {
+		if other != id {
+			asked++
+			go func() { answers <- n.askTerm(ctx, other, term) }()
+		}
+	}
+	voters, answer = asked+self, self
+	for range asked {
+		if <-answers == nil {
+			answer++
+		}
+	}
+	return voters, answer
+}
+
+// awaitReport waits, for two seconds at most, until a member has a revision or is
+// gone.
+func (n *Node) awaitReport(ctx context.Context, id string, revision uint64) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	for {
+		r, ok := n.reports.get(id)
+		if !ok || r.Revision >= revision || n.cfg.Clock.Steady()-r.at > reportGrace {
+			return
+		}
+		if pause(ctx) != nil {
+			return
+		}
+	}
+}
