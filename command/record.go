@@ -119,6 +119,8 @@ type View interface {
 	// Setting returns one of the cluster's settings and its revision, 0 when it was
 	// never set.
 	Setting(name string) (value []byte, revision uint64, err error)
+	// Remembers reports whether the result of a write with an idempotency key is kept.
+	Remembers(onceKey string) (bool, error)
 	// Barred reports whether the member of an ID was removed for good.
 	Barred(id string) (bool, error)
 	Close()
@@ -183,7 +185,8 @@ type ReadMode uint8
 // mode decides which index that node must have applied first, and who says so.
 const (
 	// ReadDefault is linearizable on a voter, but for 100 ms after a
-	// leadership round, and ReadStale on a learner.
+	// leadership round. On a learner it is ReadStale, unless it was told to do as
+	// voters do.
 	ReadDefault ReadMode = iota
 	// ReadConsistent is linearizable: leadership is confirmed after the read
 	// arrived.

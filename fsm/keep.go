@@ -15,8 +15,6 @@ import (
 // rest. Whether something still counts is judged by its moment, not by whether it
 // has been dropped.
 
-func keptName(space, name string) string { return space + "k/" + name }
-
 func queueName(space string, until uint64, name string) string {
 	return string(binary.BigEndian.AppendUint64([]byte(space+"t/"), until)) + name
 }
@@ -34,7 +32,7 @@ func keep(b *store.Batch, space, name string, d time.Duration, value []byte) err
 	}
 	until := now(b) + uint64(d)
 	b.Put(command.Record{
-		Key: keptName(space, name), Value: append(binary.BigEndian.AppendUint64(nil, until), value...), CreateRevision: b.NextRevision(),
+		Key: store.KeptName(space, name), Value: append(binary.BigEndian.AppendUint64(nil, until), value...), CreateRevision: b.NextRevision(),
 	})
 	b.Put(command.Record{Key: queueName(space, until, name), CreateRevision: b.NextRevision()})
 	return nil
@@ -42,7 +40,7 @@ func keep(b *store.Batch, space, name string, d time.Duration, value []byte) err
 
 // kept returns a value that is not over yet. It is valid until the batch ends.
 func kept(b *store.Batch, space, name string) (value []byte, ok bool, err error) {
-	rec, ok, err := b.Get(keptName(space, name))
+	rec, ok, err := b.Get(store.KeptName(space, name))
 	if err != nil || !ok || binary.BigEndian.Uint64(rec.Value) <= now(b) {
 		return nil, false, err
 	}
@@ -51,7 +49,7 @@ func kept(b *store.Batch, space, name string) (value []byte, ok bool, err error)
 
 // drop removes what is kept under a name, over or not.
 func drop(b *store.Batch, space, name string) error {
-	rec, ok, err := b.Get(keptName(space, name))
+	rec, ok, err := b.Get(store.KeptName(space, name))
 	if err != nil || !ok {
 		return err
 	}

@@ -152,13 +152,16 @@ func TestTheSettingOfAutopilotIsKeptAndGuarded(t *testing.T) {
 func TestMembersAndDatacentersAreWhatAgentsShow(t *testing.T) {
 	n := newFakeNode()
 	s := newTestServer(t, n)
-	n.sites = []command.Site{{Name: "home", Servers: []command.Server{
-		{ID: "n1-00", Name: "n1", Address: "10.0.0.1:8300", State: "leader", Role: command.RoleVoter},
-		{ID: "n2-00", Name: "n2", Address: "10.0.0.2:8300", State: "unreachable", Role: command.RoleVoter},
-	}}}
-	want(t, ask(t, s, "GET", "/v1/agent/members", nil), 200,
-		`[{"Name":"n1","Addr":"10.0.0.1","Port":8300,"Tags":{"dc":"dc1","id":"n1-00","role":"voter","site":"home"},"Status":1},`+
-			`{"Name":"n2","Addr":"10.0.0.2","Port":8300,"Tags":{"dc":"dc1","id":"n2-00","role":"voter","site":"home"},"Status":4}]`)
+	n.sites = []command.Site{
+		{Name: "home", Servers: []command.Server{{ID: "n1-00", Name: "n1", Address: "10.0.0.1:8300", State: "leader", Role: command.RoleVoter}}},
+		{Name: "east", Servers: []command.Server{{ID: "e1-00", Name: "e1", Address: "10.0.0.2:8300", State: "unreachable", Role: command.RoleLearner}}},
+	}
+	n1 := `{"Name":"n1","Addr":"10.0.0.1","Port":8300,"Tags":{"build":"1.22.0","dc":"dc1","id":"n1-00","role":"consul","site":"home","vsn":"2"},"Status":1}`
+	want(t, ask(t, s, "GET", "/v1/agent/members", nil), 200, `[`+n1+
+		`,{"Name":"e1","Addr":"10.0.0.2","Port":8300,"Tags":{"build":"1.22.0","dc":"dc1","id":"e1-00","read_replica":"1","role":"consul","site":"east","vsn":"2"},"Status":4}]`)
+	if self := ask(t, s, "GET", "/v1/agent/self", nil); !strings.Contains(self.Body.String(), `"Member":`+n1) {
+		t.Errorf("the node itself: %s", self.Body)
+	}
 	want(t, ask(t, s, "GET", "/v1/catalog/datacenters", nil), 200, `["dc1"]`)
 }
 

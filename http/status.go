@@ -69,10 +69,7 @@ func (s *Server) getSelf(x *exchange) {
 	v.Config.Server = true
 	v.Config.Version = dialect
 	v.Config.SessionTTLMin = s.cfg.SessionTTLMin
-	v.Member.Name = st.Name
-	v.Member.Addr, v.Member.Port = splitAddress(st.RaftAddr)
-	v.Member.Tags = map[string]string{"site": st.Site, "dc": s.cfg.Datacenter, "id": st.ID}
-	v.Member.Status = memberAlive
+	v.Member = s.member(st.Name, st.ID, st.Site, st.RaftAddr, st.State == "Learner")
 	n := func(n uint64) string { return strconv.FormatUint(n, 10) }
 	v.Stats = map[string]map[string]string{
 		"raft": {
@@ -110,10 +107,7 @@ func (s *Server) getMembers(x *exchange) {
 	members := []agentMember{}
 	for _, site := range sites {
 		for _, sv := range site.Servers {
-			m := agentMember{Name: sv.Name, Tags: map[string]string{
-				"site": site.Name, "dc": s.cfg.Datacenter, "id": sv.ID, "role": string(sv.Role),
-			}, Status: memberAlive}
-			m.Addr, m.Port = splitAddress(sv.Address)
+			m := s.member(sv.Name, sv.ID, site.Name, sv.Address, sv.Role == command.RoleLearner)
 			if sv.State == "unreachable" {
 				m.Status = memberFailed
 			}
@@ -121,6 +115,18 @@ func (s *Server) getMembers(x *exchange) {
 		}
 	}
 	x.replyValue(members)
+}
+
+// member describes a server that is up. By its tags tools tell servers from clients,
+// and show their version.
+func (s *Server) member(name, id, site, address string, learner bool) agentMember {
+	tags := map[string]string{"role": "consul", "build": dialect, "vsn": "2", "dc": s.cfg.Datacenter, "id": id, "site": site}
+	if learner {
+		tags["read_replica"] = "1"
+	}
+	m := agentMember{Name: name, Tags: tags, Status: memberAlive}
+	m.Addr, m.Port = splitAddress(address)
+	return m
 }
 
 // getDatacenters is GET /v1/catalog/datacenters: there is one.

@@ -48,6 +48,7 @@ type write struct {
 	id      command.ID
 	encoded []byte // with its id
 	grows   bool   // it may add to the data
+	once    string // its idempotency key, "" for none
 }
 
 // proposal is one write in the group.

@@ -29,7 +29,7 @@ func (n *Node) Propose(ctx context.Context, c command.Command) (command.Result, 
 	}
 	var (
 		own *ownWrite
-		w   = write{grows: grows(c)}
+		w   = write{grows: grows(c), once: onceKey(c)}
 		res command.Result
 	)
 	defer func() {
@@ -109,7 +109,7 @@ func (n *Node) answerPropose(ctx context.Context, req []byte) ([]byte, error) {
 	if err := command.Validate(c); err != nil {
 		return nil, err
 	}
-	w.id, w.grows = id, grows(c)
+	w.id, w.grows, w.once = id, grows(c), onceKey(c)
 	res, err := n.group.submit(ctx, w)
 	if err != nil {
 		return nil, err
@@ -131,6 +131,29 @@ func grows(c command.Command) bool {
 	return false
 }
 
+// onceKey is the idempotency key of a command; empty when it has none.
+func onceKey(c command.Command) string {
+	if once, ok := c.(*command.Once); ok {
+		return once.Key
+	}
+	return ""
+}
+
+// remembers reports whether a write with that idempotency key has happened already:
+// to repeat it adds nothing, and its sender is owed the result.
+func (n *Node) remembers(onceKey string) bool {
+	if onceKey == "" {
+		return false
+	}
+	view, err := n.parts.State.View()
+	if err != nil {
+		return false
+	}
+	defer view.Close()
+	known, err := view.Remembers(onceKey)
+	return err == nil && known
+}
+
 // admitWrite says why this leader must not propose a write now: its contents
 // are wrong, so what it would answer is, or the data is full. The second is a
 // limit of the leader, whichever node the write came by: two nodes with different
@@ -143,7 +166,7 @@ func (n *Node) admitWrite(w write) error {
 	if n.cfg.MaxData == 0 || !w.grows {
 		return nil
 	}
-	if size := n.parts.State.DataBytes(); size >= n.cfg.MaxData {
+	if size := n.parts.State.DataBytes(); size >= n.cfg.MaxData && !n.remembers(w.once) {
 		return command.ErrDataFull.With("%d of %d bytes", size, n.cfg.MaxData)
 	}
 	return nil

@@ -332,7 +332,11 @@ func TestAtItsLimitTheLeaderRefusesPutsAndNothingElse(t *testing.T) {
 	learner := c.add("e1", "east", command.RoleLearner)
 	value := string(make([]byte, 1<<10))
 	for name, m := range map[string]*member{"the leader": c.leader(), "a learner": learner} {
-		var err error
+		once := &command.Once{Key: "key-" + m.name, Retention: time.Hour, Limit: 1 << 20, Command: &command.Put{Key: "k-once", Value: []byte(m.name)}}
+		first, err := m.replica.Propose(t.Context(), once)
+		if err != nil {
+			t.Fatal(err)
+		}
 		for i := 0; err == nil && i < 2*limit/len(value); i++ {
 			_, err = m.put(fmt.Sprint("k", i), value)
 		}
@@ -344,6 +348,15 @@ func TestAtItsLimitTheLeaderRefusesPutsAndNothingElse(t *testing.T) {
 		}
 		if _, err := m.replica.Propose(t.Context(), &command.PutMany{KVs: []command.KV{{Key: "k0"}}}); !errors.Is(err, command.ErrDataFull) {
 			t.Errorf("a put of many, through %s: %v", name, err)
+		}
+		// Who repeats a write that has happened is owed its result.
+		if again, err := m.replica.Propose(t.Context(), once); err != nil || again.Revision != first.Revision {
+			t.Errorf("a repeat, through %s: %+v, %v; first %+v", name, again, err, first)
+		}
+		other := *once
+		other.Key = "another"
+		if _, err := m.replica.Propose(t.Context(), &other); !errors.Is(err, command.ErrDataFull) {
+			t.Errorf("a put with another key, through %s: %v", name, err)
 		}
 		if _, err := m.replica.Propose(t.Context(), &command.DeleteTree{Prefix: "k"}); err != nil {
 			t.Errorf("a delete, through %s: %v", name, err)

@@ -29,7 +29,10 @@ type Config struct {
 	// wait for a leader: its user asked for an answer now or none.
 	Wait        time.Duration
 	BoundedWait time.Duration
-	Log         hclog.Logger
+	// AskLeader makes a learner answer a read that names no mode as a voter does:
+	// from the newest state, for which the leader is asked. Else it is ReadStale.
+	AskLeader bool
+	Log       hclog.Logger
 }
 
 // Defaults for Config.
@@ -259,7 +262,7 @@ func (r *Replica) Read(ctx context.Context, o command.ReadOptions, fn func(comma
 // known to be complete.
 func (r *Replica) gate(ctx context.Context, o command.ReadOptions, fresh bool) (asOf node.Instant, known bool, err error) {
 	mode := o.Mode
-	if mode == command.ReadDefault && r.Learner() {
+	if mode == command.ReadDefault && r.Learner() && !r.cfg.AskLeader {
 		mode = command.ReadStale
 	}
 	if mode != command.ReadStale {

@@ -253,6 +253,21 @@ func TestReadsOfALearnerAskNobodyUnlessTold(t *testing.T) {
 	}
 }
 
+func TestALearnerThatAsksTheLeaderAnswersDefaultReadsAsAVoterDoes(t *testing.T) {
+	started(t, true, func(t *testing.T, n *fakeNode, r *Replica) {
+		r.cfg.AskLeader = true
+		for mode, asks := range map[command.ReadMode]int64{command.ReadDefault: 1, command.ReadStale: 0} {
+			before := n.asks.Load()
+			if _, err := r.Read(t.Context(), command.ReadOptions{Mode: mode}, nothing); err != nil {
+				t.Error(err)
+			}
+			if got := n.asks.Load() - before; got != asks {
+				t.Errorf("mode %d: the leader was asked %d times, want %d", mode, got, asks)
+			}
+		}
+	})
+}
+
 func TestABoundedReadIsJudgedAfterItWasEvaluated(t *testing.T) {
 	started(t, true, func(t *testing.T, n *fakeNode, r *Replica) {
 		bounded := command.ReadOptions{Mode: command.ReadStale, MaxStale: time.Second}

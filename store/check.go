@@ -80,7 +80,7 @@ func Check(dir string, report func(Problem)) (CheckStats, error) {
 		return CheckStats{}, err
 	}
 	if lock != nil {
-		defer lock.Close()
+		defer func() { _ = unlock(lock) }()
 	}
 	c := &checker{dir: dir, names: names, report: report}
 	if err := c.identity(); err != nil {

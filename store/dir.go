@@ -109,7 +109,7 @@ func OpenDir(path string, id Identity, log hclog.Logger) (*Dir, error) {
 		err = sameNode(path, found, ok, id)
 	}
 	if err != nil {
-		lock.Close()
+		_ = unlock(lock)
 		return nil, err
 	}
 	if ok {
@@ -118,7 +118,7 @@ func OpenDir(path string, id Identity, log hclog.Logger) (*Dir, error) {
 	d := &Dir{path: path, log: log.Named("store"), lock: lock, id: id, walSegment: walSegmentBytes}
 	id.Starts++
 	if err := d.writeLocked(id); err != nil {
-		lock.Close()
+		_ = unlock(lock)
 		return nil, &DirError{Path: path, Cause: "cannot record this start", Remedy: "check the disk and its free space", Err: err}
 	}
 	return d, nil
@@ -183,6 +183,12 @@ func lockDir(path string) (*os.File, error) {
 		fmt.Fprintln(f, os.Getpid()) // only a help for people
 	}
 	return f, nil
+}
+
+// unlock gives a lock back at once. To close the file is not enough: a child that is
+// being started has a copy of it for a moment.
+func unlock(f *os.File) error {
+	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
 }
 
 // lockHolder names the process that an open lock file was written by.
@@ -267,5 +273,5 @@ func (d *Dir) Close() error {
 		return nil
 	}
 	d.closed = true
-	return d.lock.Close()
+	return unlock(d.lock)
 }

@@ -17,6 +17,8 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/holdfast-db/holdfast/command"
+
+	"golang.org/x/sys/unix"
 )
 
 // testSegment keeps segment files small, so that a test may fill several.
@@ -595,4 +597,20 @@ func appendEntries(t testing.TB, s raft.LogStore, first, last uint64, size int) 
 			t.Fatal(err)
 		}
 	}
+}
+
+// A process that starts another one has, for a moment, a child with copies of all
+// its files.
+func TestAClosedDirectoryIsFreeThoughAChildIsBeingStarted(t *testing.T) {
+	path := t.TempDir()
+	d := openTestDir(t, path)
+	child, err := unix.Dup(int(d.lock.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(child)
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	openTestDir(t, path)
 }

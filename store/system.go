@@ -43,6 +43,10 @@ func behindSystem(prefix, after string) string {
 	return after
 }
 
+// KeptName is the record that a space has under a name, for spaces that keep records
+// until a moment of cluster time.
+func KeptName(space, name string) string { return space + "k/" + name }
+
 func isSystem(key string) bool { return strings.HasPrefix(key, systemSpace) }
 
 // user reports whether the change is one of a user's key.
@@ -97,6 +101,15 @@ func (v *View) Setting(name string) (value []byte, revision uint64, err error) {
 		return nil, 0, nil
 	}
 	return rec.Value, rec.ModifyRevision, err
+}
+
+// Remembers reports whether the result of a write with an idempotency key is kept.
+func (v *View) Remembers(onceKey string) (bool, error) {
+	_, err := v.Get(KeptName(SpaceOnce, onceKey))
+	if errors.Is(err, command.ErrKeyNotFound) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // Barred reports whether the member of an ID was removed for good.

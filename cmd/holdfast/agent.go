@@ -76,6 +76,8 @@ type agentConfig struct {
 	// voter.
 	History command.Retention
 
+	// AskLeader makes a learner answer reads that name no mode as a voter does.
+	AskLeader bool
 	// SessionTTLMin is the shortest TTL of a session that this node lets a client
 	// create. The same on each node.
 	SessionTTLMin time.Duration
@@ -131,7 +133,8 @@ const minHistoryBytes = 1 << 20
 // agentFlags are the values of the agent's flags before they are checked.
 type agentFlags struct {
 	agentConfig
-	role, logLevel, logFormat string
+	role, defaultRead         string
+	logLevel, logFormat       string
 	maxValue, maxDataSize     byteSize
 	historyBytes, onceBytes   byteSize
 	logRetention, catchUpRate byteSize
@@ -195,6 +198,7 @@ and that over the file.`,
 	fs.DurationVar(&f.History.Age, "history-age", node.DefaultHistory.Age, "keep changes this long")
 	fs.Uint64Var(&f.History.Changes, "history-changes", node.DefaultHistory.Changes, "keep at least this many changes")
 	fs.Var(&f.historyBytes, "history-bytes", "but no more bytes of changes than this")
+	fs.StringVar(&f.defaultRead, "default-read", "stale", "what a read that names no mode is on a learner: stale, or leader as on a voter")
 	fs.DurationVar(&f.SessionTTLMin, "session-ttl-min", http.DefaultSessionTTLMin, "shortest TTL of a session that clients may create")
 	fs.DurationVar(&f.OnceRetention, "idempotency-retention", http.DefaultOnceRetention, "remember the results of writes with idempotency keys this long")
 	fs.Var(&f.onceBytes, "idempotency-bytes", "size of those results from which on such writes are refused")
@@ -285,6 +289,10 @@ func (f agentFlags) check() (agentConfig, error) {
 		return c, refuse(fmt.Sprintf("give an age from 0 on and at least %v", byteSize(minHistoryBytes)),
 			"--history-age %v with --history-bytes %v is out of range", c.History.Age, f.historyBytes)
 	}
+	if f.defaultRead != "stale" && f.defaultRead != "leader" {
+		return c, refuse("give stale or leader", "--default-read %q is not known", f.defaultRead)
+	}
+	c.AskLeader = f.defaultRead == "leader"
 	if c.SessionTTLMin < minSessionTTLMin || c.SessionTTLMin > maxSessionTTLMin {
 		return c, refuse(fmt.Sprintf("give %v to %v", minSessionTTLMin, maxSessionTTLMin), "--session-ttl-min %v is out of range", c.SessionTTLMin)
 	}

@@ -30,7 +30,7 @@ func TestAgentFlagsBecomeAConfiguration(t *testing.T) {
 		"--log-store", "boltdb", "--log-level", "debug", "--log-format", "json",
 		"--raft-multiplier", "2", "--max-value", "1MiB", "--max-data-size", "20GiB",
 		"--history-age", "2h", "--history-changes", "5000000", "--history-bytes", "6GiB", "--log-retention", "1GiB",
-		"--session-ttl-min", "1s", "--idempotency-retention", "1h", "--idempotency-bytes", "1GiB",
+		"--default-read", "leader", "--session-ttl-min", "1s", "--idempotency-retention", "1h", "--idempotency-bytes", "1GiB",
 		"--catchup-rate", "10MiB", "--scrub-period", "0", "--datacenter", "eu", "--fault-switch", "/run/x.sock")
 	want := agentConfig{
 		Node: "n1", Site: "berlin", Home: true, Role: command.RoleVoter, DataDir: dir,
@@ -38,7 +38,7 @@ func TestAgentFlagsBecomeAConfiguration(t *testing.T) {
 		BootstrapExpect: 3, Join: []string{"n2:8300", "n3:8300", "n4:8300"}, Datacenter: "eu",
 		LogStore: "boltdb", RaftMultiplier: 2, MaxValue: 1 << 20, MaxDataSize: 20 << 30,
 		History: command.Retention{Age: 2 * time.Hour, Changes: 5_000_000, Bytes: 6 << 30}, LogRetention: 1 << 30, CatchUpRate: 10 << 20,
-		SessionTTLMin: time.Second, OnceRetention: time.Hour, OnceBytes: 1 << 30,
+		AskLeader: true, SessionTTLMin: time.Second, OnceRetention: time.Hour, OnceBytes: 1 << 30,
 		LogLevel: hclog.Debug, LogJSON: true,
 		FaultSwitch: "/run/x.sock", Version: version,
 	}
@@ -93,6 +93,7 @@ func TestBadAgentFlagsAreRefused(t *testing.T) {
 		base + "--max-data-size=99999999999GiB":           {"--max-data-size", "512KiB"},
 		base + "--history-bytes=1000":                     {"--history-bytes 1000", "1MiB"},
 		base + "--history-age=-1h":                        {"--history-age -1h"},
+		base + "--default-read=fast":                      {`--default-read "fast"`, "stale or leader"},
 		base + "--session-ttl-min=0":                      {"--session-ttl-min 0s", "1s to 24h0m0s"},
 		base + "--idempotency-retention=1ms":              {"--idempotency-retention 1ms", "1s to 168h0m0s"},
 		base + "--idempotency-bytes=1KiB":                 {"--idempotency-bytes 1KiB", "1MiB to 4GiB"},

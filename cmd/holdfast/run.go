@@ -157,7 +157,7 @@ func runAgent(ctx context.Context, cfg agentConfig) (err error) {
 			}
 		}()
 	}
-	replica := readreplica.New(readreplica.Config{Log: log.Named("replica")}, n)
+	replica := readreplica.New(readreplica.Config{AskLeader: cfg.AskLeader, Log: log.Named("replica")}, n)
 	api := http.New(http.Config{
 		Datacenter: cfg.Datacenter, Version: cfg.Version, MaxValue: int64(cfg.MaxValue),
 		SessionTTLMin: cfg.SessionTTLMin, OnceRetention: cfg.OnceRetention, OnceBytes: cfg.OnceBytes,
