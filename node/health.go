@@ -74,7 +74,7 @@ func (n *Node) judgeHealth() (command.Health, error) {
 	if err != nil {
 		return h, err
 	}
-	now, last, term := n.cfg.Clock.Steady(), n.raft.LastIndex(), n.lastTerm()
+	last, term := n.raft.LastIndex(), n.lastTerm()
 	h.Healthy, h.Leader = true, n.id
 	voters, well := 0, 0
 	for i := range h.Members {
@@ -82,7 +82,7 @@ func (n *Node) judgeHealth() (command.Health, error) {
 		if m.ID == n.id {
 			m.Leader, m.LastContact, m.LastTerm, m.LastIndex, m.Healthy = true, 0, term, last, n.Failure() == nil
 		} else if r, ok := n.reports.get(m.ID); ok {
-			m.LastContact, m.LastTerm, m.LastIndex = now-r.at, r.LastTerm, r.LastIndex
+			m.LastContact, m.LastTerm, m.LastIndex = n.cfg.Clock.Steady()-r.at, r.LastTerm, r.LastIndex
 			// What the leader wrote within a heartbeat or two the member cannot have
 			// reported yet.
 			m.Healthy = m.LastContact <= reportGrace+pilot.LastContactThreshold &&
@@ -99,6 +99,14 @@ func (n *Node) judgeHealth() (command.Health, error) {
 	}
 	h.FailureTolerance = max(well-(voters/2+1), 0)
 	return h, nil
+}
+
+// followHealth judges the members though nobody asks, so that whoever does learns
+// since when they are as they are.
+func (n *Node) followHealth() {
+	if _, err := n.judgeHealth(); err != nil {
+		n.log.Debug("health of the members is not known", "error", err)
+	}
 }
 
 func (n *Node) lastTerm() uint64 {

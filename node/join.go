@@ -199,11 +199,9 @@ func (n *Node) membership() {
 	pause := 50 * time.Millisecond
 	told := ""
 	for {
-		changed, unwatch := n.parts.State.Watch(command.Target{Kind: command.TargetMembers})
 		done, err := n.enter()
 		switch {
 		case err != nil && permanent(err):
-			unwatch()
 			n.Fail(err, true)
 			return
 		case err != nil:
@@ -217,13 +215,10 @@ func (n *Node) membership() {
 			n.goOnRemoving()
 		}
 		select {
-		case <-changed: // a cluster that has come to be is entered before anything needs this node
 		case <-time.After(pause):
 		case <-n.stop:
-			unwatch()
 			return
 		}
-		unwatch()
 	}
 }
 
@@ -243,9 +238,6 @@ func permanent(err error) bool {
 func (n *Node) enter() (done bool, err error) {
 	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.Wait)
 	defer cancel()
-	if err := n.settleIdentity(); err != nil {
-		return false, err
-	}
 	if n.known() {
 		return true, nil
 	}
@@ -258,6 +250,28 @@ func (n *Node) enter() (done bool, err error) {
 		return false, n.announce(ctx)
 	}
 	return false, n.meet(ctx)
+}
+
+// settling keeps the identity's epoch that of the cluster. It is a loop of its own:
+// until a voter has the epoch of a cluster that has come to be, no leadership round
+// counts it, and the way into the cluster may take long.
+func (n *Node) settling() {
+	for {
+		changed, unwatch := n.parts.State.Watch(command.Target{Kind: command.TargetMembers})
+		var again <-chan time.Time
+		if err := n.settleIdentity(); err != nil {
+			n.log.Warn("the cluster's epoch is not recorded yet", "error", err)
+			again = time.After(time.Second)
+		}
+		select {
+		case <-changed:
+		case <-again:
+		case <-n.stop:
+			unwatch()
+			return
+		}
+		unwatch()
+	}
 }
 
 // settleIdentity makes a promise final once the cluster exists, and follows its

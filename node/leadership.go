@@ -55,6 +55,7 @@ func (n *Node) leadership() {
 		}
 		if term != 0 {
 			n.promote()
+			n.followHealth()
 		}
 		select {
 		case <-n.raft.LeaderCh():

@@ -106,6 +106,7 @@ func (n *Node) Start() {
 		}
 	})
 	n.loop(n.leadership)
+	n.loop(n.settling)
 	n.loop(n.membership)
 	n.loop(n.housekeeping)
 	n.loop(n.compaction)

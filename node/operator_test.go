@@ -6,6 +6,8 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,6 +56,58 @@ func TestEveryNodeTellsHowTheLeaderSeesTheMembers(t *testing.T) {
 	if local, err := e.n.Load().LocalHealth(); err != nil || len(local.Members) != 4 {
 		t.Errorf("%+v, %v", local, err)
 	}
+}
+
+func TestSinceWhenAMemberIsUnhealthyIsKnownThoughNobodyAsked(t *testing.T) {
+	c := newCluster(t, nil)
+	leader, gone := c.leader(), c.followers()[0]
+	eventually(t, "both followers have reported", func() bool { return leader.shows(c.followers()[0], "voter") && leader.shows(c.followers()[1], "voter") })
+	gone.stop()
+	eventually(t, "the leader has not heard of it for 3 s", func() bool { return leader.shows(gone, "unreachable") })
+	h, err := leader.n.Load().Health(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range h.Members {
+		if since := time.Since(m.StableSince); m.Healthy == (m.ID == gone.id.ID) || since < time.Second {
+			t.Errorf("%s: healthy %v for %v", m.Name, m.Healthy, since)
+		}
+	}
+}
+
+// shows reports whether m calls another member what state says.
+func (m *member) shows(other *member, state string) bool {
+	sites, _, err := m.n.Load().Sites(m.t.Context())
+	return err == nil && slices.ContainsFunc(sites[0].Servers, func(s command.Server) bool {
+		return s.ID == other.id.ID && s.State == state && s.LastContact != "never"
+	})
+}
+
+func TestAMemberThatReportsJustNowWasHeard(t *testing.T) {
+	c := newCluster(t, nil)
+	leader := c.leader()
+	c.healthy(leader)
+	var done atomic.Bool
+	var reporting sync.WaitGroup
+	for _, m := range c.followers() {
+		reporting.Go(func() {
+			for !done.Load() {
+				if _, err := m.n.Load().Probe(t.Context(), 0, true); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 1000 {
+		h, err := leader.n.Load().Health(t.Context())
+		if err != nil || slices.ContainsFunc(h.Members, func(m command.MemberHealth) bool { return m.LastContact < 0 }) {
+			t.Errorf("%+v, %v", h, err)
+			break
+		}
+	}
+	done.Store(true)
+	reporting.Wait()
 }
 
 func TestLeadershipGoesToTheVoterThatIsNamedAndToNoOther(t *testing.T) {

@@ -129,14 +129,13 @@ func (n *Node) leaderSites() ([]command.Site, uint64, error) {
 	if n.raft.State() != raft.Leader {
 		return nil, 0, command.ErrNotLeader
 	}
-	now := n.cfg.Clock.Steady()
 	return n.sites(func(m command.Member, s *command.Server) {
 		r, ok := n.reports.get(m.ID)
 		if !ok {
 			s.State = "unreachable"
 			return
 		}
-		since := now - r.at
+		since := n.cfg.Clock.Steady() - r.at
 		s.Applied, s.Lineage = r.Revision, hex.EncodeToString(r.Lineage[:])
 		s.LastContact = since.Round(time.Millisecond).String()
 		if r.leader > r.Applied {
