@@ -63,11 +63,6 @@ type Config struct {
 	// reached still goes, so the data may end up a little above.
 	MaxData uint64
 
-	// Admit, when not nil, is asked before Raft starts, when the state has been brought
-	// to where it was, whether the cluster would still have this node. An error ends the
-	// start.
-	Admit func() error
-
 	// Incarnation names this run of the process, as in its introductions.
 	Incarnation string
 

@@ -51,11 +51,6 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Node, error) {
 	if err := n.replay(ctx); err != nil {
 		return nil, err
 	}
-	if cfg.Admit != nil {
-		if err := cfg.Admit(); err != nil {
-			return nil, err
-		}
-	}
 	if err := n.startRaft(); err != nil {
 		return nil, err
 	}

@@ -81,16 +81,21 @@ func runAgent(ctx context.Context, cfg agentConfig) (err error) {
 		Log: log, RaftLog: newLogger(cfg, "raft"),
 	}
 	// Ask the cluster, if it is there, whether it would have this node. Who was let
-	// in before opens what it has meanwhile, and waits only as long as an answer takes
-	// that comes at all: its readers need no cluster.
+	// in before waits only as long as an answer takes that comes at all: its readers
+	// need no cluster.
 	verdict := make(chan error, 1)
 	go func() { verdict <- node.Preflight(ctx, nodeConfig, a.identity.ClusterID, tr) }()
-	patience := time.After(preflightPatience)
-	if a.identity.ClusterID == "" || a.identity.Epoch == 0 {
-		if err := <-verdict; err != nil {
+	var patience <-chan time.Time
+	if a.identity.ClusterID != "" && a.identity.Epoch != 0 {
+		patience = time.After(preflightPatience)
+	}
+	select {
+	case err := <-verdict:
+		if err != nil {
 			return err
 		}
 		verdict = nil
+	case <-patience:
 	}
 
 	// From here on things are written.
@@ -115,6 +120,7 @@ func runAgent(ctx context.Context, cfg agentConfig) (err error) {
 		}
 		verdict = nil
 	}
+	a.disk.Store(&disk{dir: dir, state: state, logs: logs})
 
 	failed := make(chan error, 2)
 	machine := fsm.New(state, func(err error) { failed <- err })
@@ -125,24 +131,7 @@ func runAgent(ctx context.Context, cfg agentConfig) (err error) {
 		case <-ctx.Done():
 		}
 	}()
-	// Until it is admitted the node only asks: it does not introduce itself with its
-	// disk, since peers would take a copy of a data directory for the original.
-	admitted := nodeConfig
-	admitted.Admit = func() error {
-		if verdict != nil {
-			select {
-			case err := <-verdict:
-				if err != nil {
-					return err
-				}
-				verdict = nil
-			case <-patience:
-			}
-		}
-		a.disk.Store(&disk{dir: dir, state: state, logs: logs})
-		return nil
-	}
-	n, err := node.New(ctx, admitted, node.Parts{
+	n, err := node.New(ctx, nodeConfig, node.Parts{
 		State: stateParts{state}, FSM: machine, Log: logs.Log, Stable: logs.Stable, Snapshots: state.Snapshots(),
 		Logs: logs, Identity: identityParts{dir}, Transport: tr, Failed: failed,
 	})
