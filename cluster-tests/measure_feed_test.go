@@ -29,25 +29,8 @@ func feedRequest(prefix string) []byte {
 func measureIdleFeeds(t *testing.T, r *report) {
 	r.columns("streams", "KiB each at first", "KiB each at rest", "processor ms per s")
 	c, n := startVoters(t, loneVoter)
-	time.Sleep(settleWatchers / 3)
-	m := c.watchMemory(n)
-	before := m.sample()
-	for i := range idleWatchers {
-		conn, err := net.Dial("tcp", n.http)
-		if err == nil {
-			_, err = conn.Write(feedRequest(fmt.Sprintf("idle/%05d", i)))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-	}
-	c.wait(time.Minute, "all are there", func() bool { return c.requestsInFlight(n) > idleWatchers })
-	first, used := m.sample(), c.processorTime(n)
-	time.Sleep(settleWatchers)
-	used = c.processorTime(n) - used
-	each := func(bytes int64) string { return fmt.Sprintf("%.1f", float64(bytes-before)/idleWatchers/1024) }
-	r.row(idleWatchers, each(first), each(m.sample()), millis(used)/settleWatchers.Seconds())
+	first, rest, used := c.idle(n, func(i int) []byte { return feedRequest(fmt.Sprintf("idle/%05d", i)) })
+	r.row(idleWatchers, first, rest, used)
 }
 
 // seenChange is a revision and when somebody knew of it.

@@ -47,30 +47,42 @@ func measureIdleWatchers(t *testing.T, r *report) {
 				}
 				index = max(index, w.revision)
 			}
-			time.Sleep(settleWatchers / 3)
-			m := c.watchMemory(n)
-			before := m.sample()
 			arrives := time.NewTicker(idleEvery)
 			defer arrives.Stop()
-			for i := range idleWatchers {
+			first, rest, used := c.idle(n, func(i int) []byte {
 				<-arrives.C
-				conn, err := net.Dial("tcp", n.http)
-				if err == nil {
-					_, err = conn.Write(getRequest(fmt.Sprintf("idle/%05d/k", i), fmt.Sprintf("%sindex=%d", query, index)))
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer conn.Close()
-			}
-			c.wait(time.Minute, "all wait", func() bool { return c.requestsInFlight(n) > idleWatchers })
-			first, used := m.sample(), c.processorTime(n)
-			time.Sleep(settleWatchers)
-			used = c.processorTime(n) - used
-			each := func(bytes int64) string { return fmt.Sprintf("%.1f", float64(bytes-before)/idleWatchers/1024) }
-			r.row(idleWatchers, watched, each(first), each(m.sample()), millis(used)/settleWatchers.Seconds())
+				return getRequest(fmt.Sprintf("idle/%05d/k", i), fmt.Sprintf("%sindex=%d", query, index))
+			})
+			r.row(idleWatchers, watched, first, rest, used)
 		})
 	}
+}
+
+// idle has idleWatchers clients send a node the request that is theirs, and wait. It
+// returns the memory that each takes at first and at rest, in KiB, and the processor
+// time of the node at rest, in ms per s.
+func (c *cluster) idle(n *node, request func(i int) []byte) (first, rest string, used float64) {
+	c.t.Helper()
+	time.Sleep(settleWatchers / 3)
+	m := c.watchMemory(n)
+	before := m.sample()
+	for i := range idleWatchers {
+		r := request(i)
+		conn, err := net.Dial("tcp", n.http)
+		if err == nil {
+			_, err = conn.Write(r)
+		}
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	c.wait(time.Minute, "all wait", func() bool { return c.requestsInFlight(n) > idleWatchers })
+	each := func() string { return fmt.Sprintf("%.1f", float64(m.sample()-before)/idleWatchers/1024) }
+	first = each()
+	began := c.processorTime(n)
+	time.Sleep(settleWatchers)
+	return first, each(), millis(c.processorTime(n)-began) / settleWatchers.Seconds()
 }
 
 // requestsInFlight is how many requests a node is answering, this one included.

@@ -139,6 +139,10 @@ type NodeStatus struct {
 	Version         string
 }
 
+// SilentAfter is how long after its last report to the leader a member is called
+// unreachable. Members report twice a second.
+const SilentAfter = 3 * time.Second
+
 // Health is how the leader sees the cluster.
 type Health struct {
 	// Healthy: every member is. FailureTolerance is how many voters may fail before

@@ -103,6 +103,15 @@ type TxnError struct {
 	What string
 }
 
+// Unchanged is the condition of check-and-set: the record is at the index, or, for
+// index 0, there is none.
+func Unchanged(index, modified uint64, exists bool) bool {
+	if !exists {
+		return index == 0
+	}
+	return index != 0 && modified == index
+}
+
 // Check says why an operation fails on the record its key leads to; empty when
 // it does not. exists is false when there is none. What the rest of the state
 // decides, the existence of a session and a lock-delay, is not judged here.
@@ -110,7 +119,7 @@ func (op *TxnOp) Check(rec *Record, exists bool) string {
 	missing := func() string { return fmt.Sprintf("key %q doesn't exist", op.Key) }
 	switch op.Verb {
 	case VerbCAS:
-		if exists && (op.Index == 0 || rec.ModifyRevision != op.Index) || !exists && op.Index != 0 {
+		if !Unchanged(op.Index, rec.ModifyRevision, exists) {
 			return fmt.Sprintf("failed to set key %q, index is stale", op.Key)
 		}
 	case VerbLock:
@@ -144,7 +153,7 @@ func (op *TxnOp) Check(rec *Record, exists bool) string {
 			return fmt.Sprintf("key %q exists", op.Key)
 		}
 	case VerbDeleteCAS:
-		if exists && (op.Index == 0 || rec.ModifyRevision != op.Index) {
+		if exists && !Unchanged(op.Index, rec.ModifyRevision, exists) {
 			return fmt.Sprintf("failed to delete key %q, index is stale", op.Key)
 		}
 	}

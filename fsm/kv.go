@@ -1,8 +1,6 @@
 package fsm
 
 import (
-	"bytes"
-
 	"github.com/holdfast-db/holdfast/command"
 	"github.com/holdfast-db/holdfast/store"
 )
@@ -12,8 +10,8 @@ func put(b *store.Batch, c *command.Put) (command.Result, error) {
 	case command.PutAlways:
 		return command.Result{OK: true}, b.Set(c.Key, c.Value, c.Flags)
 	case command.PutCAS:
-		ok, err := matches(b, c.Key, c.Index)
-		if err != nil || !ok {
+		modified, exists, err := b.Modified(c.Key)
+		if err != nil || !command.Unchanged(c.Index, modified, exists) {
 			return command.Result{}, err
 		}
 		return command.Result{OK: true}, b.Set(c.Key, c.Value, c.Flags)
@@ -26,35 +24,6 @@ func put(b *store.Batch, c *command.Put) (command.Result, error) {
 	}
 }
 
-// matches is the condition of check-and-set: the key's ModifyRevision is index,
-// or index is 0 and there is no such key.
-func matches(b *store.Batch, key string, index uint64) (bool, error) {
-	modified, exists, err := b.Modified(key)
-	if err != nil {
-		return false, err
-	}
-	if !exists {
-		return index == 0, nil
-	}
-	return index != 0 && modified == index, nil
-}
-
-// written is the record that a key has after a write, and whether it is another
-// than before. Lock and session stay: locks are advisory, and LockIndex must not
-// go down while the key exists.
-func written(b *store.Batch, old *command.Record, exists bool, key string, value []byte, flags uint64) (rec command.Record, changed bool) {
-	if exists && old.Flags == flags && bytes.Equal(old.Value, value) {
-		return *old, false
-	}
-	if exists {
-		rec = *old
-	} else {
-		rec = command.Record{Key: key, CreateRevision: b.NextRevision()}
-	}
-	rec.Value, rec.Flags = value, flags
-	return rec, true
-}
-
 // remove deletes a key. Deleting an absent one succeeds, with any condition;
 // a condition on 0 never fits an existing key.
 func remove(b *store.Batch, c *command.Delete) (bool, error) {
@@ -64,7 +33,7 @@ func remove(b *store.Batch, c *command.Delete) (bool, error) {
 		return false, err
 	case !exists:
 		return true, nil
-	case c.CAS && (c.Index == 0 || modified != c.Index):
+	case c.CAS && !command.Unchanged(c.Index, modified, exists):
 		return false, nil
 	}
 	return true, erase(b, c.Key)

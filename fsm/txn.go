@@ -136,6 +136,22 @@ func (d *draft) write(op *command.TxnOp) (recs []command.Record, what string, er
 	return []command.Record{rec}, "", nil
 }
 
+// written is the record that a key has after a write, and whether it is another
+// than before. Lock and session stay: locks are advisory, and LockIndex must not
+// go down while the key exists.
+func written(b *store.Batch, old *command.Record, exists bool, key string, value []byte, flags uint64) (rec command.Record, changed bool) {
+	if exists && old.Flags == flags && bytes.Equal(old.Value, value) {
+		return *old, false
+	}
+	if exists {
+		rec = *old
+	} else {
+		rec = command.Record{Key: key, CreateRevision: b.NextRevision()}
+	}
+	rec.Value, rec.Flags = value, flags
+	return rec, true
+}
+
 func (d *draft) deleteTree(prefix string) error {
 	for key := range d.keys {
 		if strings.HasPrefix(key, prefix) {

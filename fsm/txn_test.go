@@ -2,7 +2,6 @@ package fsm
 
 import (
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -111,7 +110,7 @@ func TestATransactionDoesWhatItsVerbsSay(t *testing.T) {
 				t.Errorf("%s: decided at %d, not %d", c.name, res.Revision, revision)
 			}
 			v := m.view()
-			if err := v.ChangesAfter("", command.Position{Revision: 6, K: math.MaxUint32}, 7, func(command.Change) bool { changes++; return true }); err != nil || changes != c.changes {
+			if err := v.ChangesAfter("", command.EndOf(6), 7, func(command.Change) bool { changes++; return true }); err != nil || changes != c.changes {
 				t.Errorf("%s: %d changes, not %d (%v)", c.name, changes, c.changes, err)
 			}
 			checkHolds(t, v)

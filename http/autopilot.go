@@ -163,11 +163,8 @@ const (
 	statusFailed = "failed"
 )
 
-// aliveWithin is how long after its last report a member still counts as alive.
-const aliveWithin = 3 * time.Second
-
 func aliveStatus(m *command.MemberHealth) string {
-	if m.LastContact >= 0 && m.LastContact <= aliveWithin {
+	if m.LastContact >= 0 && m.LastContact <= command.SilentAfter {
 		return statusAlive
 	}
 	return statusFailed

@@ -122,10 +122,6 @@ func (n *Node) promote() {
 	if err != nil {
 		return
 	}
-	pilot, err := n.autopilot()
-	if err != nil {
-		return
-	}
 	eligible := make(map[string]bool, len(members))
 	for _, m := range members {
 		eligible[m.ID] = m.Role == command.RoleVoter && m.Site == cluster.HomeSite
@@ -134,6 +130,10 @@ func (n *Node) promote() {
 		id := string(s.ID)
 		if s.Suffrage == raft.Voter || !eligible[id] {
 			continue
+		}
+		pilot, err := n.autopilot()
+		if err != nil {
+			return
 		}
 		level, now := n.level(id), n.cfg.Clock.Wall()
 		if since := n.levelled.since(id, level, now); !level || now.Sub(since) < pilot.ServerStabilizationTime {

@@ -249,6 +249,15 @@ func tryElsewhere(err error) bool {
 	return false
 }
 
+// askAgain makes a lost answer one that withLeader asks for again. It is for requests
+// that may be made twice.
+func askAgain(err error) error {
+	if errors.Is(err, command.ErrOutcomeUnknown) || errors.Is(err, command.ErrPeer) {
+		return command.ErrNotLeader.With("%v", err)
+	}
+	return err
+}
+
 // leaderID is the Raft id of the leader as this node knows it, "" without one.
 func (n *Node) leaderID() string {
 	_, id := n.raft.LeaderWithID()

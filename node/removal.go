@@ -50,14 +50,14 @@ func (n *Node) remove(ctx context.Context, r removal) error {
 	if err := n.expel(ctx); err != nil {
 		return err
 	}
-	what := fmt.Sprintf("id %q", r.ID)
-	if r.ID == "" {
-		what = fmt.Sprintf("address %q", r.Address)
-	}
 	i := slices.IndexFunc(h.Members, func(m command.MemberHealth) bool {
 		return r.ID != "" && m.ID == r.ID || r.Address != "" && m.Address == r.Address
 	})
 	if i < 0 {
+		what := fmt.Sprintf("id %q", r.ID)
+		if r.ID == "" {
+			what = fmt.Sprintf("address %q", r.Address)
+		}
 		return command.ErrNoTarget.With("%s was not found in the Raft configuration", what)
 	}
 	m := h.Members[i]
@@ -142,17 +142,10 @@ func (n *Node) votersWithout(ctx context.Context, id string) (voters, answer int
 	if id == n.id {
 		self = 0
 	}
-	term := n.raft.CurrentTerm()
-	answers := make(chan error, len(others))
-	asked := 0
-	for _, other := range others {
-		if other != id {
-			asked++
-			go func() { answers <- n.askTerm(ctx, other, term) }()
-		}
-	}
-	voters, answer = asked+self, self
-	for range asked {
+	others = slices.DeleteFunc(others, func(other string) bool { return other == id })
+	answers := n.askTerms(ctx, others, n.raft.CurrentTerm())
+	voters, answer = len(others)+self, self
+	for range others {
 		if <-answers == nil {
 			answer++
 		}

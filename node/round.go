@@ -48,10 +48,7 @@ func (n *Node) round() (confirmation, error) {
 	need := (len(voters)+self)/2 + 1 - self
 	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.RoundTimeout)
 	defer cancel()
-	answers := make(chan error, len(voters))
-	for _, id := range voters {
-		go func() { answers <- n.askTerm(ctx, id, c.term) }()
-	}
+	answers := n.askTerms(ctx, voters, c.term)
 	for left := len(voters); need > 0; left-- {
 		if left < need {
 			return c, command.ErrNotLeader.With("no majority of the voters confirms term %d", c.term)
@@ -92,6 +89,15 @@ func (n *Node) voters() (others []string, self int) {
 }
 
 var errNewerTerm = errors.New("voter is in a later term")
+
+// askTerms asks voters for their terms, all at once; each gives one answer.
+func (n *Node) askTerms(ctx context.Context, voters []string, term uint64) (answers <-chan error) {
+	all := make(chan error, len(voters))
+	for _, id := range voters {
+		go func() { all <- n.askTerm(ctx, id, term) }()
+	}
+	return all
+}
 
 // askTerm asks one voter for its term. It returns nil when the voter is the one
 // meant, of this cluster and epoch, and in the same term.
@@ -164,10 +170,7 @@ func (n *Node) AskIndex(ctx context.Context, lease bool) (Point, error) {
 		default:
 			p, err = n.readAsks.do(ctx, func() (Point, error) { return n.remotePoint(methodReadIndex) })
 		}
-		if errors.Is(err, command.ErrOutcomeUnknown) || errors.Is(err, command.ErrPeer) {
-			return command.ErrNotLeader.With("%v", err) // asking changes nothing: ask again
-		}
-		return err
+		return askAgain(err)
 	})
 	return p, err
 }

@@ -354,10 +354,7 @@ func (n *Node) RenewSession(ctx context.Context, id string) (command.Session, er
 		if err == nil {
 			session, err = decodeSession(answer)
 		}
-		if errors.Is(err, command.ErrOutcomeUnknown) || errors.Is(err, command.ErrPeer) {
-			err = command.ErrNotLeader.With("%v", err) // renewing twice does no harm: ask again
-		}
-		return err
+		return askAgain(err) // renewing twice does no harm
 	})
 	return session, err
 }

@@ -154,7 +154,7 @@ func (n *Node) leaderSites() ([]command.Site, uint64, error) {
 			s.Lag.ETA = -1
 		}
 		switch {
-		case since > 3*time.Second:
+		case since > command.SilentAfter:
 			s.State = "unreachable"
 		case s.Lag.Entries > levelEntries:
 			s.State = "catching-up"
