@@ -91,11 +91,11 @@ func (n *Node) Call(ctx context.Context, from command.Hello, method uint8, req [
 	}
 }
 
-// MayLead reports whether this node is a voter in its latest configuration, with
-// contents that are not known to be wrong. The transport drops every TimeoutNow
+// MayLead reports whether this node is a voter in its latest configuration, fit to
+// lead, with contents that are not known to be wrong. The transport drops every TimeoutNow
 // while it is not: Raft itself would make even a learner a candidate.
 func (n *Node) MayLead() bool {
-	if n.raft == nil || !n.mayBeRight() {
+	if n.raft == nil || !n.mayBeRight() || n.Unfit() != nil {
 		return false
 	}
 	s, ok := n.server(n.id)
