@@ -171,7 +171,22 @@ func (n *Node) Fail(err error, fatal bool) {
 	}
 }
 
-// Fatal delivers the error that ends the process.
+// Restart is the error with which a node ends so that it is started anew in the same
+// process: what it is to be from then on is on its disk, and is taken up by a start only.
+type Restart struct{ Reason string }
+
+// Error implements error.
+func (r *Restart) Error() string { return r.Reason }
+
+// Restart ends the node for the sake of another start.
+func (n *Node) Restart(reason string) {
+	select {
+	case n.fatal <- &Restart{reason}:
+	default: // it is ending already
+	}
+}
+
+// Fatal delivers the error that ends this run: for good, or *Restart.
 func (n *Node) Fatal() <-chan error { return n.fatal }
 
 // Failure is why this node takes part no longer, nil while it does.

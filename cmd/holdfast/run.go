@@ -35,12 +35,45 @@ const (
 	requestsLimit = 5 * time.Second
 )
 
-// runAgent builds a node from its parts, runs it until ctx ends or the cluster
-// refuses it for good, and takes it apart again. Until the cluster has been
-// asked, it only looks: a node that may not start leaves no trace on disk.
-func runAgent(ctx context.Context, cfg agentConfig) (err error) {
-	log := newLogger(cfg, "")
+// runAgent runs a node until ctx ends or it can go on no longer.
+func runAgent(ctx context.Context, cfg agentConfig) error {
 	limitMemory(ctx)
+	return runAgain(ctx, cfg, runNode)
+}
+
+// runAgain runs a node, and again in the same process for as long as it ends for the
+// sake of another start, each time with the configuration that is right by then.
+func runAgain(ctx context.Context, cfg agentConfig, run func(context.Context, agentConfig) error) error {
+	log := newLogger(cfg, "")
+	for {
+		err := run(ctx, cfg)
+		next, again := afterRun(cfg, err)
+		switch {
+		case !again:
+			return err
+		case ctx.Err() != nil:
+			return nil
+		}
+		log.Warn("starting again", "because", err)
+		cfg = next
+	}
+}
+
+// afterRun says with what configuration a node whose run ended with err is to be
+// started again in this process, if it is.
+func afterRun(cfg agentConfig, err error) (next agentConfig, again bool) {
+	var restart *node.Restart
+	return cfg, errors.As(err, &restart)
+}
+
+// runNode builds a node from its parts, runs it until ctx ends or the node does, for
+// a reason of its own or because the cluster refuses it for good, and takes it apart
+// again: ports, transport and disk are given back on return. Until the cluster has
+// been asked, it only looks: a node that may not start leaves no trace on disk.
+func runNode(ctx context.Context, cfg agentConfig) (err error) {
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	log := newLogger(cfg, "")
 	a := &presence{incarnation: rand.Text()}
 
 	// Look at the data directory, and take the ports.
