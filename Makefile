@@ -12,7 +12,7 @@ GO_BUILD    := go build -trimpath -ldflags "$(if $(VERSION),-X main.version=$(VE
 # Whole clusters are tested alone: they need the processors to themselves.
 UNIT         = $$(go list ./... | grep -v /cluster-tests$$)
 
-.PHONY: help build dev test unit-test cluster-test race lint bench bench-store bench-feed bench-watch image-context compose-test clean
+.PHONY: help build dev test unit-test cluster-test race lint bench bench-store bench-feed bench-watch bench-leader image-context compose-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,9 @@ bench-feed: ## how soon streams of changes tell, and what idle ones cost
 
 bench-watch: ## what waiting clients cost, and how soon they are woken, as tables
 	go test -run '^TestMeasureWatch$$' -count 1 -timeout 30m -v ./cluster-tests -measure
+
+bench-leader: ## how long no write is acknowledged when the leader goes, beside etcd where it is installed
+	go test -run '^TestMeasureLeader$$' -count 1 -timeout 1h -v ./cluster-tests -measure
 
 image-context: ## bin/image: what `docker build --target prebuilt` packs
 	rm -rf bin/image && mkdir -p bin/image/data

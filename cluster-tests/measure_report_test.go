@@ -2,6 +2,7 @@ package clustertests
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"os"
 	"runtime"
@@ -35,6 +36,7 @@ func eachReport(t *testing.T, parts map[string]func(*testing.T, *report)) {
 // report is a table that is printed when its part ends.
 type report struct {
 	t    *testing.T
+	data string // what is written; empty: as the store's parts write it
 	head []string
 	rows [][]string
 }
@@ -67,8 +69,8 @@ type mebibytes int64
 
 func (r *report) print() {
 	var b strings.Builder
-	fmt.Fprintf(&b, "\n### %s\n\n%d processors (load included), keys of 24 bytes, values of %d, load average %s\n\n",
-		r.t.Name(), runtime.NumCPU(), storeValue, loadAverage())
+	data := cmp.Or(r.data, fmt.Sprintf("keys of 24 bytes, values of %d", storeValue))
+	fmt.Fprintf(&b, "\n### %s\n\n%d processors (load included), %s, load average %s\n\n", r.t.Name(), runtime.NumCPU(), data, loadAverage())
 	fmt.Fprintf(&b, "| %s |\n|%s\n", strings.Join(r.head, " | "), strings.Repeat("---|", len(r.head)))
 	for _, row := range r.rows {
 		fmt.Fprintf(&b, "| %s |\n", strings.Join(row, " | "))
