@@ -109,6 +109,13 @@ var (
 	// needs within the time a request may wait.
 	ErrBehind = sentinel("behind", "node has not caught up with the leader in time",
 		"ask another node, or read with ?stale")
+	// ErrPaused: the syncing of this copy was paused, and what is asked for needs the
+	// leader's state.
+	ErrPaused = sentinel("paused", "this copy is paused",
+		"resume it (PUT /v1/replica/resume), read with ?stale, or ask another node")
+	// ErrNotLearner: what only a learner can do was asked of a node that votes. Nothing
+	// was changed.
+	ErrNotLearner = sentinel("not_learner", "only a learner can be paused", "ask a learner: a voter that takes no part would cost the cluster a majority")
 	// ErrNotReady: this node holds no complete state yet.
 	ErrNotReady = sentinel("not_ready", "node has no complete copy yet", "wait until it has caught up, or ask another node")
 

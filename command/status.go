@@ -115,6 +115,16 @@ const (
 	CopyFull   = "full"  // everything
 )
 
+// Link is what a node has seen of another one on the wire.
+type Link struct {
+	Connected   bool
+	LastContact time.Time // bytes of it last arrived; zero when never
+	RemoteAddr  string    // far end of the newest connection, host:port
+	BytesSent   uint64
+	EntriesSent uint64 // entries it has taken of this node as leader
+	Paused      bool   // it told this node as leader that it takes no replication
+}
+
 // NodeStatus is what a node knows of itself and of the cluster right now.
 type NodeStatus struct {
 	ID, Name, Site  string

@@ -73,6 +73,8 @@ var table = map[string]row{
 	command.ErrDiverged.Code:           {status: nethttp.StatusServiceUnavailable},
 	command.ErrBehind.Code:             {status: nethttp.StatusInternalServerError},
 	command.ErrNotReady.Code:           {status: nethttp.StatusServiceUnavailable},
+	command.ErrPaused.Code:             {status: nethttp.StatusServiceUnavailable},
+	command.ErrNotLearner.Code:         {status: nethttp.StatusConflict},
 
 	command.ErrWrongCluster.Code:  {status: nethttp.StatusInternalServerError},
 	command.ErrWrongIdentity.Code: {status: nethttp.StatusInternalServerError},

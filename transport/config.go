@@ -46,6 +46,10 @@ type Config struct {
 	// While it says no, TimeoutNow is answered with an error and never reaches
 	// Raft, which would make even a learner a candidate. Nil says no.
 	MayLead func() bool
+	// Paused says whether this node takes no replication for now. While it says yes,
+	// leaders are told so, and hold what they have for it; nothing of them reaches
+	// Raft. Nil says no.
+	Paused func() bool
 	// EntryTerm is the term of an entry of this node's log, if it is there. With it
 	// replication skips what a peer has by other ways than the log. Nil knows none.
 	EntryTerm func(index uint64) (term uint64, ok bool)
@@ -59,9 +63,10 @@ type Config struct {
 	// nothing.
 	Faults bool
 
-	// Timeout bounds a Raft request and its answer; requests of more than
-	// 256 KiB get proportionally more. A paused peer is noticed no sooner, and
-	// larger values keep a dead connection in use for longer.
+	// Timeout is how long a Raft request waits while none of its bytes move, and
+	// then for the answer; requests of more than 256 KiB get proportionally more. A
+	// suspended peer is noticed no sooner, and larger values keep a dead connection
+	// in use for longer. A request whose bytes move takes what time it needs.
 	Timeout time.Duration
 	// DialTimeout bounds connecting and the introduction together, on both sides.
 	DialTimeout time.Duration
@@ -72,6 +77,10 @@ type Config struct {
 	// together, as they travel: compressed where they are. They share it equally.
 	// 0 is no bound; nothing else is counted or held up.
 	CopyRate int64
+	// WANRate bounds the bytes per second of replication and copies together to
+	// each other site, as they travel. 0 is no bound; heartbeats, votes and calls
+	// are never held up.
+	WANRate int64
 	// PingInterval is how often each end of a call connection shows that it is
 	// alive, and DeadAfter how long one may be silent before it is given up and
 	// its waiting calls fail. DeadAfter must be at least twice PingInterval. Time
@@ -109,8 +118,8 @@ func (c Config) withDefaults() (Config, error) {
 			*d.value = d.def
 		}
 	}
-	if c.CopyRate < 0 {
-		return c, errors.New("transport: Config.CopyRate is negative")
+	if c.CopyRate < 0 || c.WANRate < 0 {
+		return c, errors.New("transport: Config.CopyRate or Config.WANRate is negative")
 	}
 	if c.DeadAfter < 2*c.PingInterval {
 		return c, fmt.Errorf("transport: DeadAfter %v is below twice PingInterval %v; one late ping would end a healthy connection",

@@ -19,6 +19,9 @@ type conn struct {
 	purpose purpose
 	remote  command.Hello // what the peer said at connect time
 	peer    *peer         // nil before the introduction
+	far     *far          // how bulk travels; nil: the peer is at this node's site
+	packs   bool          // the peer understands compressed replication
+	written atomic.Uint64 // bytes the system has taken
 
 	done  chan struct{} // closed by Close
 	close sync.Once
@@ -88,6 +91,7 @@ func (c *conn) Write(b []byte) (n int, err error) {
 	} else {
 		n, err = c.Conn.Write(b)
 	}
+	c.written.Add(uint64(max(n, 0)))
 	if n > 0 && c.peer != nil {
 		c.peer.sent.Add(uint64(n))
 	}

@@ -108,7 +108,7 @@ func (t *Transport) fetch(ctx context.Context, c *conn, req []byte) (io.ReadClos
 	s.end = sync.OnceFunc(s.count.end)
 	s.stop = context.AfterFunc(ctx, func() { c.Close() })
 	b := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(req)), uint32(len(req)))
-	_, err := writeMoving(c, append(b, req...))
+	_, err := writeMoving(c, append(b, req...), t.cfg.IdleTimeout)
 	if err == nil {
 		err = s.next()
 	}

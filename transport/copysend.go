@@ -3,11 +3,9 @@ package transport
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"sync"
 	"time"
 
@@ -36,11 +34,11 @@ const (
 	unsentBytes = 2 * chunkSize
 )
 
-// newCopyLimiter shares bytesPerSecond among all copy streams that are sent; nil
-// is no limit. Streams get pieces of at most the burst in the order in which they
-// ask, each asking for one at a time, hence equal shares; what one stream cannot
-// use, the others get.
-func newCopyLimiter(bytesPerSecond int64) *rate.Limiter {
+// newLimiter shares bytesPerSecond among all streams that ask it; nil is no limit.
+// Streams get pieces of at most the burst in the order in which they ask, each
+// asking for one at a time, hence equal shares; what one stream cannot use, the
+// others get.
+func newLimiter(bytesPerSecond int64) *rate.Limiter {
 	if bytesPerSecond == 0 {
 		return nil
 	}
@@ -177,7 +175,7 @@ func (w *copyWriter) send(chunk []byte, kind chunkKind) {
 				return
 			}
 		}
-		n, err := writeMoving(w.c, piece)
+		n, err := w.c.writeBulk(piece, w.c.t.cfg.IdleTimeout)
 		w.count.wire(n)
 		if err != nil {
 			w.fail(err)
@@ -188,21 +186,6 @@ func (w *copyWriter) send(chunk []byte, kind chunkKind) {
 
 func (w *copyWriter) fail(err error) {
 	w.err = fmt.Errorf("copy to %s: %w", w.c.remote.Name, broken(w.c, w.total, err))
-}
-
-// writeMoving writes all of b, however long that takes; it fails when no byte
-// moved for IdleTimeout.
-func writeMoving(c *conn, b []byte) (done int, err error) {
-	for {
-		if err := c.SetWriteDeadline(time.Now().Add(c.t.cfg.IdleTimeout)); err != nil {
-			return done, err
-		}
-		n, err := c.Write(b[done:])
-		done += n
-		if err == nil || n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
-			return done, err
-		}
-	}
 }
 
 // keepAlive is the goroutine that lets the receiver wait for a handler that is

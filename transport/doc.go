@@ -23,10 +23,15 @@
 // heartbeat to Raft's handler. Entries share memory with the one buffer they
 // were read into. Beyond the library's, the transport
 //
-//   - holds replication for a peer that is away, see SetLeading,
-//   - caps a request by bytes, and gives it time by its bytes,
+//   - holds replication for a peer that is away or paused, see SetLeading,
+//   - caps a request by what the peer takes in about two seconds, and gives it the
+//     time it needs as long as it moves (moving.go),
+//   - compresses replication to other sites where that pays (packing.go),
 //   - repeats a request at once when a pooled connection turns out to be dead,
 //   - does not let a broken pipeline pass for a sign of life of its peer.
+//
+// Replication and copies to another site share Config.WANRate and keep the queue
+// that they cause on the way short, so that what is small and urgent passes (far.go).
 //
 // # Calls
 //

@@ -54,6 +54,8 @@ type greeting struct {
 	command.Hello
 	// Want is the server id the dialler means to reach; empty: anyone.
 	Want string `json:"want,omitempty"`
+	// Packs: compressed replication is understood, see raftPacked.
+	Packs bool `json:"packs,omitempty"`
 	// Refusal is why the accepting side will not talk, see command.EncodeError.
 	Refusal json.RawMessage `json:"refusal,omitempty"`
 }
@@ -143,7 +145,7 @@ func (t *Transport) welcome(c *conn) error {
 			return err
 		}
 	}
-	mine := greeting{Hello: t.hello()}
+	mine := greeting{Hello: t.hello(), Packs: true}
 	switch {
 	case p != purposeRaft && p != purposeCall && p != purposeCopy:
 		err = fmt.Errorf("connection for unknown %v", p)
@@ -231,7 +233,7 @@ func dialError(want, addr string, err error) error {
 
 // introduce is the dialling side of the introduction.
 func (t *Transport) introduce(ctx context.Context, c *conn, want, addr string) (command.Hello, error) {
-	mine := greeting{Hello: t.hello(), Want: want}
+	mine := greeting{Hello: t.hello(), Want: want, Packs: true}
 	if err := writeGreeting(c, c.purpose, mine); err != nil {
 		return command.Hello{}, err
 	}
@@ -239,7 +241,7 @@ func (t *Transport) introduce(ctx context.Context, c *conn, want, addr string) (
 	if err != nil {
 		return command.Hello{}, err
 	}
-	c.remote = theirs.Hello
+	c.remote, c.packs = theirs.Hello, theirs.Packs
 	if err := t.faults.healed(ctx, theirs.Hello); err != nil {
 		return command.Hello{}, err
 	}

@@ -181,6 +181,10 @@ func newRelay(tb testing.TB, to string, pass func(toServer bool, b []byte) int) 
 	if err != nil {
 		tb.Fatal(err)
 	}
+	return relayOn(tb, l, to, pass)
+}
+
+func relayOn(tb testing.TB, l net.Listener, to string, pass func(toServer bool, b []byte) int) *relay {
 	r := &relay{l: l, pass: pass}
 	ctx, cancel := context.WithCancel(context.Background())
 	r.wg.Go(func() {

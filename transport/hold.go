@@ -3,6 +3,7 @@ package transport
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -16,6 +17,7 @@ const (
 	shortestHold = 100 * time.Millisecond
 	longestHold  = 250 * time.Millisecond
 	refusedHold  = time.Second
+	pausedHold   = time.Second // between two looks at a peer that is paused
 )
 
 // leadership is whether this node leads, with a context for each spell that
@@ -49,8 +51,8 @@ func (l *leadership) spell(p *peer) (ctx context.Context, cancel context.CancelF
 // failing: Raft would answer failures with pauses of up to ten seconds that
 // nothing cuts short. The request is tried again every 100 to 250 ms, and at
 // once when the peer connects to this node; it fails when the peer is
-// disconnected, with SetLeading(false), and with Close. Heartbeats and votes are
-// never held.
+// disconnected, with SetLeading(false), and with Close. Heartbeats are held only
+// for a peer that says that it is paused, and votes never.
 //
 // Raft waits for its replication when it shuts down, so SetLeading(false) comes
 // before that.
@@ -104,4 +106,53 @@ func (t *Transport) hold(to string, err error, try func(context.Context) error) 
 			return err
 		}
 	}
+}
+
+// untilResumed waits while a peer says that it is paused, and returns nil when it
+// does not any more, or cannot be asked: what it refused may be tried again. It asks
+// with heartbeats of the term, which are small, once a second and when the peer
+// connects to this node.
+func (t *Transport) untilResumed(to string, header raft.RPCHeader, term uint64) error {
+	p := t.peer(to)
+	ctx, cancel, leads := t.lead.spell(p)
+	defer cancel()
+	if leads && !p.paused.Swap(true) {
+		t.log.Info("peer is paused, replication to it waits", "peer", to)
+	}
+	for leads {
+		back := p.returned()
+		select {
+		case <-back:
+		case <-time.After(pausedHold):
+		case <-ctx.Done():
+			leads = false
+			continue
+		}
+		beat := raft.AppendEntriesRequest{RPCHeader: header, Term: term}
+		err := t.request(ctx, to, raftBare, &beat, new(raft.AppendEntriesResponse))
+		if errors.Is(err, errPaused) {
+			continue
+		}
+		if err == nil {
+			p.behind.Store(true)
+		}
+		if p.paused.Swap(false) && err == nil {
+			t.log.Info("peer is paused no longer, replication to it goes on", "peer", to)
+		}
+		return nil
+	}
+	if t.ctx.Err() != nil {
+		return raft.ErrTransportShutdown
+	}
+	return fmt.Errorf("%s is paused", to)
+}
+
+// Knock connects to a peer and hangs up: what it holds for this node as leader goes on
+// at once.
+func (t *Transport) Knock(ctx context.Context, id string) error {
+	c, err := t.dialPeer(ctx, purposeRaft, id)
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }

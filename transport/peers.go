@@ -26,6 +26,12 @@ type PeerInfo struct {
 	// CopiesSent and CopiesReceived count the copy streams exchanged with the peer.
 	CopiesSent     CopyCount
 	CopiesReceived CopyCount
+	// EntriesSent counts the log entries the peer has taken of this node as leader.
+	EntriesSent uint64
+	// Paused: the peer has told this node as leader that it takes no replication.
+	Paused bool
+	// Packed counts what of the replication sent to it was compressed.
+	Packed PackCount
 	// Hello is how the peer last introduced itself.
 	Hello command.Hello
 }
@@ -40,7 +46,13 @@ type peer struct {
 	copies         copyCounters
 	contact        atomic.Int64 // unix nanoseconds
 	rtt            atomic.Int64 // nanoseconds
-	behind         atomic.Bool  // replication was held for it, and no pipeline was asked for since
+	entries        atomic.Uint64
+	paused         atomic.Bool // by its last answer to replication
+	packs          packCounter
+	shrinkage      shrinkage
+	pace           replicationPace
+	window         window      // of bulk on its way, when it is at another site
+	behind         atomic.Bool // replication was held for it, and no pipeline was asked for since
 
 	mu     sync.Mutex // guards what follows; taken after Transport.mu, never before
 	hello  command.Hello
@@ -89,6 +101,9 @@ func (p *peer) info() PeerInfo {
 		RemoteAddr:     p.remote,
 		BytesSent:      p.sent.Load(),
 		BytesReceived:  p.received.Load(),
+		EntriesSent:    p.entries.Load(),
+		Paused:         p.paused.Load(),
+		Packed:         p.packs.count(),
 		Hello:          p.hello,
 		CopiesSent:     p.copies.sent.count(),
 		CopiesReceived: p.copies.received.count(),
@@ -109,6 +124,21 @@ func (t *Transport) Peers() map[string]PeerInfo {
 		all[id] = p.info()
 	}
 	return all
+}
+
+// Link tells what is known of the way to one node.
+func (t *Transport) Link(id string) command.Link {
+	t.mu.Lock()
+	p, ok := t.peers[id]
+	t.mu.Unlock()
+	if !ok {
+		return command.Link{}
+	}
+	i := p.info()
+	return command.Link{
+		Connected: i.Connected, LastContact: i.LastContact, RemoteAddr: i.RemoteAddr,
+		BytesSent: i.BytesSent, EntriesSent: i.EntriesSent, Paused: i.Paused,
+	}
 }
 
 // peer returns the record of a node, making it when it is new.

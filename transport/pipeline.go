@@ -25,6 +25,7 @@ type pipeline struct {
 type appendFuture struct {
 	start   time.Time
 	allowed time.Duration
+	bytes   int // of the entries
 	args    *raft.AppendEntriesRequest
 	resp    *raft.AppendEntriesResponse
 	done    chan struct{} // closed once err is set
@@ -77,13 +78,12 @@ func (t *Transport) AppendEntriesPipeline(id raft.ServerID, _ raft.ServerAddress
 // while too many requests wait for their answers. An error ends the pipeline.
 func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
 	f := &appendFuture{start: time.Now(), args: args, resp: resp, done: make(chan struct{})}
-	b, err := p.rc.encode(prepareAppend(args), args)
+	kind, bytes := prepareAppend(args, p.rc.peer.pace.most(p.rc.far != nil))
+	f.bytes = bytes
+	b, err := p.rc.encode(kind, args)
 	if err == nil {
 		f.allowed = allowance(p.t.cfg.Timeout, int64(len(b)))
-		err = p.rc.SetWriteDeadline(f.start.Add(f.allowed))
-	}
-	if err == nil {
-		_, err = p.rc.Write(b)
+		err = p.rc.write(b, kind, f.allowed)
 	}
 	if err != nil {
 		p.rc.Close()
@@ -113,9 +113,9 @@ func (p *pipeline) read() {
 	for {
 		select {
 		case f := <-p.queue:
-			err := p.rc.SetReadDeadline(time.Now().Add(f.allowed))
+			err := p.rc.receive(f.resp, f.allowed)
 			if err == nil {
-				err = p.rc.receive(f.resp)
+				p.rc.peer.answered(f.args, f.resp, f.bytes, time.Since(f.start))
 			}
 			f.settle(err)
 			if err != nil {

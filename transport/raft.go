@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/holdfast-db/holdfast/command"
 )
 
 const (
@@ -34,8 +37,11 @@ func (e remoteError) Error() string { return string(e) }
 // a pipeline.
 type raftConn struct {
 	*conn
-	r   *bufio.Reader
-	out []byte // scratch for requests
+	answers answerReader
+	r       *bufio.Reader // of answers
+	out     []byte        // scratch for requests
+	packed  []byte        // and for compressed ones
+	zstd    *zstd.Encoder
 }
 
 // Consumer implements raft.Transport. Requests of other nodes and those this
@@ -82,22 +88,49 @@ func (t *Transport) TimeoutNow(id raft.ServerID, _ raft.ServerAddress, args *raf
 // for one request it sends the first of them and cuts args.Entries to match;
 // Raft goes by what args holds afterwards. A peer that lacks what comes before
 // them may have got further without the log: then args says that it was sent what
-// it has. See SetLeading for when it waits.
+// it has. It waits, also with a heartbeat, while the peer is paused; see SetLeading
+// for when else.
 func (t *Transport) AppendEntries(id raft.ServerID, _ raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
-	kind := prepareAppend(args)
-	err := t.request(t.ctx, string(id), kind, args, resp)
-	if isHeartbeat(args) {
+	p := t.peer(string(id))
+	kind, bytes := prepareAppend(args, p.pace.most(t.isFar(p)))
+	send := func(ctx context.Context) error {
+		began := time.Now()
+		err := t.request(ctx, string(id), kind, args, resp)
+		if err == nil {
+			p.answered(args, resp, bytes, time.Since(began))
+		}
 		return err
 	}
-	if err != nil {
-		err = t.hold(string(id), err, func(ctx context.Context) error {
-			return t.request(ctx, string(id), kind, args, resp)
-		})
+	beat := isHeartbeat(args)
+	for {
+		err := send(t.ctx)
+		if err != nil && !beat {
+			err = t.hold(string(id), err, send)
+		}
+		if !errors.Is(err, errPaused) {
+			if err == nil && !beat && !resp.Success {
+				t.skip(string(id), args, resp)
+			}
+			return err
+		}
+		if err := t.untilResumed(string(id), args.RPCHeader, args.Term); err != nil {
+			return err
+		}
 	}
-	if err == nil && !resp.Success {
-		t.skip(string(id), args, resp)
+}
+
+// answered notes an answer to replication with so many bytes of entries.
+func (p *peer) answered(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse, bytes int, took time.Duration) {
+	if p.paused.Load() {
+		p.paused.Store(false)
 	}
-	return err
+	if len(args.Entries) == 0 {
+		return
+	}
+	p.pace.took(bytes, took)
+	if resp.Success {
+		p.entries.Add(uint64(len(args.Entries)))
+	}
 }
 
 // skip goes on, after a request that was refused for want of the entry before it,
@@ -129,20 +162,28 @@ func isHeartbeat(a *raft.AppendEntriesRequest) bool {
 	return len(a.Entries) == 0 && a.PrevLogEntry == 0 && a.PrevLogTerm == 0 && a.LeaderCommitIndex == 0
 }
 
-// prepareAppend cuts a request to size and tells its kind.
-func prepareAppend(args *raft.AppendEntriesRequest) raftKind {
+// prepareAppend cuts a request to most bytes of entries, but to no less than one,
+// and tells its kind and how many bytes of entries it has.
+func prepareAppend(args *raft.AppendEntriesRequest, most int) (kind raftKind, bytes int) {
 	if len(args.Entries) == 0 {
-		return raftBare
+		return raftBare, 0
 	}
-	size := 0
 	for i, e := range args.Entries {
-		size += len(e.Data) + len(e.Extensions)
-		if size > maxAppendBytes && i > 0 {
+		n := len(e.Data) + len(e.Extensions)
+		if bytes+n > most && i > 0 {
 			args.Entries = args.Entries[:i]
 			break
 		}
+		bytes += n
 	}
-	return raftAppend
+	return raftAppend, bytes
+}
+
+// isFar reports whether a peer was seen at another site.
+func (t *Transport) isFar(p *peer) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.hello.Site != "" && p.hello.Site != t.faults.self.Site
 }
 
 // request sends one request and reads its answer on a connection of its own.
@@ -213,7 +254,9 @@ func (t *Transport) dialRaft(ctx context.Context, to string) (*raftConn, error) 
 		}
 		return nil, err
 	}
-	return &raftConn{conn: c, r: bufio.NewReader(c)}, nil
+	rc := &raftConn{conn: c, answers: answerReader{c: c}}
+	rc.r = bufio.NewReader(&rc.answers)
+	return rc, nil
 }
 
 // giveBack keeps a healthy connection for the next request.
@@ -231,7 +274,8 @@ func (t *Transport) giveBack(rc *raftConn) {
 	}
 }
 
-// allowance is the time a message of n bytes may take.
+// allowance is how long a message of n bytes may stand still, on its way and while it
+// is answered.
 func allowance(timeout time.Duration, n int64) time.Duration {
 	return timeout + timeout*time.Duration(n/timeoutScale)
 }
@@ -243,11 +287,26 @@ func (rc *raftConn) encode(kind raftKind, args any) ([]byte, error) {
 	if cap(b) <= keepScratch {
 		rc.out = b
 	}
-	return b, finishFrame(b, kind)
+	if err := finishFrame(b, kind); err != nil || kind != raftAppend {
+		return b, err
+	}
+	return rc.pack(b), nil
 }
 
-// receive reads one answer into resp.
-func (rc *raftConn) receive(resp any) error {
+// write sends a request. Entries are bulk, and all else is not held up.
+func (rc *raftConn) write(b []byte, kind raftKind, idle time.Duration) (err error) {
+	if kind == raftAppend {
+		_, err = rc.writeBulk(b, idle)
+	} else {
+		_, err = writeMoving(rc.conn, b, idle)
+	}
+	return err
+}
+
+// receive reads one answer into resp. It is given up when for idle none comes, and
+// nothing of what was asked moves.
+func (rc *raftConn) receive(resp any, idle time.Duration) error {
+	rc.answers.idle = idle
 	var h [raftHeader]byte
 	if _, err := io.ReadFull(rc.r, h[:]); err != nil {
 		return err
@@ -264,7 +323,7 @@ func (rc *raftConn) receive(resp any) error {
 	case raftAnswer:
 		return decodeMessage(body, resp)
 	case raftError:
-		return remoteError(body)
+		return remoteError(body) // errPaused among them
 	}
 	return fmt.Errorf("%w: answer of kind %d", errMessage, h[4])
 }
@@ -275,13 +334,11 @@ func (rc *raftConn) exchange(timeout time.Duration, kind raftKind, args, resp an
 	if err != nil {
 		return err
 	}
-	if err := rc.SetDeadline(time.Now().Add(allowance(timeout, int64(len(b))))); err != nil {
+	idle := allowance(timeout, int64(len(b)))
+	if err := rc.write(b, kind, idle); err != nil {
 		return err
 	}
-	if _, err := rc.Write(b); err != nil {
-		return err
-	}
-	return rc.receive(resp)
+	return rc.receive(resp, idle)
 }
 
 // InstallSnapshot implements raft.Transport. Config.BeforeInstall comes first;
@@ -290,9 +347,16 @@ func (t *Transport) InstallSnapshot(id raft.ServerID, _ raft.ServerAddress, args
 	to := string(id)
 	ctx, cancel, _ := t.lead.spell(t.peer(to))
 	defer cancel()
-	if t.cfg.BeforeInstall != nil {
-		if err := t.cfg.BeforeInstall(ctx, to); err != nil {
+	for t.cfg.BeforeInstall != nil {
+		err := t.cfg.BeforeInstall(ctx, to)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, command.ErrPaused) {
 			return fmt.Errorf("prepare %s for a snapshot: %w", to, err)
+		}
+		if err := t.untilResumed(to, args.RPCHeader, args.Term); err != nil {
+			return err
 		}
 	}
 	rc, err := t.dialRaft(ctx, to)
@@ -312,20 +376,24 @@ func (rc *raftConn) install(timeout time.Duration, args *raft.InstallSnapshotReq
 	if err != nil {
 		return err
 	}
-	if err := rc.SetDeadline(time.Now().Add(allowance(timeout, args.Size))); err != nil {
+	idle := allowance(timeout, args.Size)
+	if _, err := writeMoving(rc.conn, b, idle); err != nil {
 		return err
 	}
-	if _, err := rc.Write(b); err != nil {
+	if _, err := io.Copy(bulkWriter{rc.conn, idle}, data); err != nil {
 		return err
 	}
-	if _, err := io.Copy(writerOnly{rc.conn}, data); err != nil {
-		return err
-	}
-	return rc.receive(resp)
+	return rc.receive(resp, idle)
 }
 
-// writerOnly keeps io.Copy from going around conn.Write.
-type writerOnly struct{ io.Writer }
+// bulkWriter is writeBulk as an io.Writer.
+type bulkWriter struct {
+	c    *conn
+	idle time.Duration
+}
+
+// Write implements io.Writer.
+func (w bulkWriter) Write(b []byte) (int, error) { return w.c.writeBulk(b, w.idle) }
 
 // CloseStreams closes all Raft connections in both directions and fails the
 // requests on them; new ones are made when needed. It lets a Raft instance that

@@ -31,6 +31,7 @@ const (
 	raftTimeoutNow raftKind = 6
 	raftAnswer     raftKind = 7
 	raftError      raftKind = 8 // the body is a text
+	raftPacked     raftKind = 9 // raftAppend, compressed: see packing.go
 )
 
 const (

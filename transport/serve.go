@@ -17,6 +17,9 @@ const raftReadBuffer = 64 << 10
 
 var errMayNotLead = errors.New("this node may not lead: it is no voter")
 
+// errPaused is the answer to a leader while Config.Paused.
+const errPaused = remoteError("replication to this node is paused")
+
 // serveRaft answers the Raft requests of one connection, one after the other,
 // on the goroutine of the connection: requests go straight to Raft's channel,
 // heartbeats straight to its handler.
@@ -24,6 +27,7 @@ func (t *Transport) serveRaft(c *conn) error {
 	r := bufio.NewReaderSize(c, raftReadBuffer)
 	answer := make(chan raft.RPCResponse, 1) // empty between two requests
 	var in, out []byte
+	var packed unpacker
 	for {
 		var h [raftHeader]byte
 		if _, err := io.ReadFull(r, h[:]); err != nil {
@@ -48,6 +52,13 @@ func (t *Transport) serveRaft(c *conn) error {
 		}
 		if _, err := io.ReadFull(r, body); err != nil {
 			return err
+		}
+		if kind == raftPacked {
+			var err error
+			if body, err = packed.unpack(body); err != nil {
+				return err
+			}
+			kind = raftAppend
 		}
 		rpc := raft.RPC{RespChan: answer}
 		var data *io.LimitedReader
@@ -115,6 +126,12 @@ func (t *Transport) serveRaft(c *conn) error {
 // ask gives a request to Raft and waits for its answer. An error means that the
 // connection is over.
 func (t *Transport) ask(c *conn, rpc raft.RPC, answer <-chan raft.RPCResponse) (raft.RPCResponse, error) {
+	switch rpc.Command.(type) {
+	case *raft.AppendEntriesRequest, *raft.InstallSnapshotRequest:
+		if t.cfg.Paused != nil && t.cfg.Paused() {
+			return raft.RPCResponse{Error: errPaused}, nil
+		}
+	}
 	switch req := rpc.Command.(type) {
 	case *raft.TimeoutNowRequest:
 		if t.cfg.MayLead == nil || !t.cfg.MayLead() {

@@ -59,6 +59,7 @@ type Transport struct {
 	peers   map[string]*peer   // by server id
 	hints   map[string]string  // server id -> address
 	seenAt  map[string]command.Hello
+	wan     map[string]*rate.Limiter // by site, of bulk to it; nil: no limit
 
 	callersMu sync.RWMutex
 	callers   map[destination]*caller
@@ -112,11 +113,12 @@ func Listen(cfg Config) (*Transport, error) {
 		advertise: advertise,
 		listener:  l,
 		faults:    faults{self: self},
-		copyLimit: newCopyLimiter(cfg.CopyRate),
+		copyLimit: newLimiter(cfg.CopyRate),
 		conns:     make(map[*conn]struct{}),
 		peers:     make(map[string]*peer),
 		hints:     make(map[string]string),
 		seenAt:    make(map[string]command.Hello),
+		wan:       make(map[string]*rate.Limiter),
 		callers:   make(map[destination]*caller),
 		work:      make(chan job),
 		consume:   make(chan raft.RPC),
@@ -274,7 +276,7 @@ func (t *Transport) introduced(c *conn, hello command.Hello, addr string) {
 	if _, open := t.conns[c]; open { // else it was closed meanwhile
 		p.conns[c] = struct{}{}
 	}
-	c.peer = p
+	c.peer, c.far = p, t.farLocked(p, hello.Site)
 }
 
 // forget drops a closed connection from all tables.

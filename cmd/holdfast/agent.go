@@ -93,6 +93,9 @@ type agentConfig struct {
 	// CatchUpRate bounds the bytes per second of all copies this node sends to
 	// others; 0 is no bound.
 	CatchUpRate int64
+	// WANRate bounds the bytes per second of replication and copies together that
+	// this node sends to each other site; 0 is no bound.
+	WANRate int64
 	// ScrubPeriod is how long the node takes to read all that it stores and look
 	// for damage, again and again; 0: never.
 	ScrubPeriod time.Duration
@@ -138,6 +141,7 @@ type agentFlags struct {
 	maxValue, maxDataSize     byteSize
 	historyBytes, onceBytes   byteSize
 	logRetention, catchUpRate byteSize
+	wanRate                   byteSize
 	withParent                bool
 	config                    string
 }
@@ -204,6 +208,7 @@ and that over the file.`,
 	fs.Var(&f.onceBytes, "idempotency-bytes", "size of those results from which on such writes are refused")
 	fs.Var(&f.logRetention, "log-retention", "size of the log that is kept for nodes that were away")
 	fs.Var(&f.catchUpRate, "catchup-rate", "bytes per second of all copies sent to other nodes (0: no limit)")
+	fs.Var(&f.wanRate, "wan-rate", "bytes per second of replication and copies to each other site (0: no limit)")
 	fs.DurationVar(&f.ScrubPeriod, "scrub-period", 24*time.Hour, "read all stored data in this time and look for damage (0: never)")
 	fs.StringVar(&f.logLevel, "log-level", "info", "trace, debug, info, warn or error")
 	fs.StringVar(&f.logFormat, "log-format", "text", "text or json")
@@ -307,7 +312,7 @@ func (f agentFlags) check() (agentConfig, error) {
 		return c, refuse("give 1m or more, or 0 to switch it off", "--scrub-period %v is out of range", c.ScrubPeriod)
 	}
 	c.History.Bytes, c.LogRetention = uint64(f.historyBytes), uint64(f.logRetention)
-	c.MaxDataSize, c.CatchUpRate = uint64(f.maxDataSize), int64(f.catchUpRate)
+	c.MaxDataSize, c.CatchUpRate, c.WANRate = uint64(f.maxDataSize), int64(f.catchUpRate), int64(f.wanRate)
 
 	if c.LogLevel = hclog.LevelFromString(f.logLevel); c.LogLevel == hclog.NoLevel {
 		return c, refuse("give trace, debug, info, warn or error", "--log-level %q is not known", f.logLevel)

@@ -93,7 +93,7 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 	tr, err := transport.Listen(transport.Config{
 		Listen: cfg.Raft, Advertise: cfg.AdvertiseRaft,
 		Hello: a.hello, Resolve: a.resolve, Check: a.check, Refused: a.refused, MayLead: a.mayLead, EntryTerm: a.entryTerm, BeforeInstall: a.beforeInstall,
-		CopyRate: cfg.CatchUpRate, Faults: cfg.FaultSwitch != "", Log: log.Named("transport"),
+		CopyRate: cfg.CatchUpRate, WANRate: cfg.WANRate, Faults: cfg.FaultSwitch != "", Log: log.Named("transport"),
 	})
 	if err != nil {
 		return addressProblem("--raft", cfg.Raft, err)
