@@ -29,7 +29,14 @@ type Role string
 const (
 	RoleVoter   Role = "voter"
 	RoleLearner Role = "learner"
+	// RoleSpare is a learner of the home site that votes in the place of a voter
+	// that is dead.
+	RoleSpare Role = "spare"
 )
+
+// MayVote reports whether members of the role are ever made voters. They have to be
+// at the home site.
+func (r Role) MayVote() bool { return r == RoleVoter || r == RoleSpare }
 
 // Member is one node as all nodes know it: replicated state, kept in the
 // members table and changed only through the log.

@@ -49,8 +49,9 @@ type Server struct {
 	Role    Role
 	Voter   bool
 	Leader  bool
-	// State is "leader", "voter", "learner", "catching-up", "unreachable", or
-	// "unknown" when the answering node is not told by a leader.
+	// State is "leader", "voter", "learner", "spare" for one that does not vote,
+	// "catching-up", "unreachable", or "unknown" when the answering node is not told by
+	// a leader.
 	State string
 	// Applied is the revision the server last reported.
 	Applied uint64
@@ -168,6 +169,7 @@ type Health struct {
 // MemberHealth is how the leader sees one member.
 type MemberHealth struct {
 	ID, Name, Site, Address, Version string
+	Role                             Role
 	Voter, Leader                    bool
 	// LastContact is the time since the member reported to the leader; negative when
 	// it has not.
@@ -176,13 +178,15 @@ type MemberHealth struct {
 	Healthy             bool
 	// StableSince is since when Healthy is what it is, as this leader has seen it.
 	StableSince time.Time
+	// UnhealthyBecause is empty for a healthy member.
+	UnhealthyBecause string
 }
 
 // Autopilot is the cluster's setting of that name.
 type Autopilot struct {
-	// CleanupDeadServers, MinQuorum and the fields below ServerStabilizationTime
-	// are kept and shown. No member is removed by itself yet but one whose name a
-	// new member takes.
+	// CleanupDeadServers removes members that have been dead for VoterCleanupTime,
+	// voters and spares, or for LearnerCleanupTime, but voters only down to MinQuorum, or
+	// to three when that is 0. One that comes back enters by itself.
 	CleanupDeadServers bool
 	// LastContactThreshold and MaxTrailingLogs are how long a healthy member may
 	// have been silent, beyond the half second between its reports, and how many
@@ -190,16 +194,27 @@ type Autopilot struct {
 	LastContactThreshold time.Duration
 	MaxTrailingLogs      uint64
 	MinQuorum            uint64
-	// ServerStabilizationTime is how long a new member must have been level with the
-	// leader before it becomes a voter.
+	// ServerStabilizationTime is how long a member must have been healthy before it
+	// becomes a voter.
 	ServerStabilizationTime time.Duration
+	// The next three have no effect.
 	RedundancyZoneTag       string
 	DisableUpgradeMigration bool
 	UpgradeVersionTag       string
+	// DeadServerTime is how long after its last report a voter is dead, and a spare
+	// takes its place.
+	DeadServerTime     time.Duration
+	VoterCleanupTime   time.Duration
+	LearnerCleanupTime time.Duration
 }
 
 // SettingAutopilot names the setting that holds an Autopilot as JSON.
 const SettingAutopilot = "autopilot"
 
-// DefaultAutopilot is what holds while the setting was never set.
-var DefaultAutopilot = Autopilot{LastContactThreshold: 200 * time.Millisecond, MaxTrailingLogs: 250}
+// DefaultAutopilot is what holds while the setting was never set. Dead members are not
+// removed: a site that is cut off for days is to be seen. The times let a host be
+// repaired and restarted first.
+var DefaultAutopilot = Autopilot{
+	LastContactThreshold: 200 * time.Millisecond, MaxTrailingLogs: 250,
+	DeadServerTime: 10 * time.Second, VoterCleanupTime: 15 * time.Minute, LearnerCleanupTime: 72 * time.Hour,
+}

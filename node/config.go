@@ -87,8 +87,8 @@ const (
 var DefaultHistory = command.Retention{Age: time.Hour, Changes: 1_000_000, Bytes: 1 << 30}
 
 func (c *Config) validate() error {
-	if c.Self.Role == command.RoleVoter && !c.Home {
-		return command.ErrNotHome.With("%s is started as a voter of site %s, which is not said to be the home site", c.Self.Name, c.Self.Site)
+	if c.Self.Role.MayVote() && !c.Home {
+		return command.ErrNotHome.With("%s is started as a %s of site %s, which is not said to be the home site", c.Self.Name, c.Self.Role, c.Self.Site)
 	}
 	if c.BootstrapExpect > 0 && c.Self.Role != command.RoleVoter {
 		return errors.New("only a voter can expect to form a cluster; drop --bootstrap-expect or start it with --role voter")

@@ -22,7 +22,8 @@
 // config.go and node.go say what a node is made of and how it lives; startup.go
 // brings it to where it was; copy.go takes what it lacks from others and gives
 // them what they lack; join.go makes it a member; leadership.go leads and hands
-// over; sessions.go lets sessions expire; compaction.go decides how much history is
+// over; autopilot.go watches over the members while it leads, promoter.go decides who
+// of them votes, and votes.go gives and takes votes; sessions.go lets sessions expire; compaction.go decides how much history is
 // kept; divergence.go compares contents and heal.go replaces bad ones; peers.go
 // remembers what others were seen to hold; status.go and reports.go say how it and
 // the others do; operator.go does what operators ask for.
@@ -30,7 +31,8 @@
 // # Goroutines
 //
 //	leadership   follows Raft's state: opens and closes the group, proposes the
-//	             term command, promotes voters that have caught up (leadership.go)
+//	             term command (leadership.go)
+//	autopilot    judges the members, gives and takes votes, while leading (autopilot.go)
 //	membership   forms or joins the cluster, announces changed addresses (join.go)
 //	housekeeping sizes the log by bytes, remembers what peers were seen to hold
 //	compaction   moves the compaction point, while leading (compaction.go)

@@ -1,6 +1,10 @@
 package node
 
-import "github.com/hashicorp/raft"
+import (
+	"context"
+
+	"github.com/hashicorp/raft"
+)
 
 // Raft lets tests do to Raft what no caller of a node can.
 func (n *Node) Raft() *raft.Raft { return n.raft }
@@ -10,3 +14,11 @@ const (
 	MethodPropose = methodPropose
 	MethodPromise = methodPromise
 )
+
+// GiveVote and TakeVote do what autopilot would, had it decided so.
+func (n *Node) GiveVote(ctx context.Context, id string) error {
+	return n.pilot.Load().giveVote(ctx, id)
+}
+func (n *Node) TakeVote(ctx context.Context, id string) error {
+	return n.pilot.Load().takeVote(ctx, id)
+}

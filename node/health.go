@@ -1,12 +1,12 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -40,7 +40,7 @@ func (n *Node) LocalHealth() (command.Health, error) {
 	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
 		m := command.MemberHealth{ID: string(s.ID), Voter: s.Suffrage == raft.Voter, Leader: string(s.ID) == h.Leader, LastContact: -1}
 		if i := slices.IndexFunc(members, func(x command.Member) bool { return x.ID == m.ID }); i >= 0 {
-			m.Name, m.Site, m.Address, m.Version = members[i].Name, members[i].Site, members[i].RaftAddr, members[i].Version
+			m.Name, m.Site, m.Address, m.Version, m.Role = members[i].Name, members[i].Site, members[i].RaftAddr, members[i].Version, members[i].Role
 		}
 		if m.ID == n.id {
 			m.LastIndex = n.raft.LastIndex()
@@ -61,52 +61,39 @@ func (n *Node) answerHealth(context.Context, []byte) ([]byte, error) {
 	return encode(h)
 }
 
-// judgeHealth looks at all members, on the leader.
+// judgeHealth is what autopilot has come to, with what the members reported last. On
+// the leader.
 func (n *Node) judgeHealth() (command.Health, error) {
-	if n.raft.State() != raft.Leader {
+	p := n.pilot.Load()
+	if p == nil || n.raft.State() != raft.Leader {
 		return command.Health{}, command.ErrNotLeader
 	}
 	h, err := n.LocalHealth()
 	if err != nil {
 		return h, err
 	}
-	pilot, err := n.autopilot()
-	if err != nil {
-		return h, err
-	}
-	last, term := n.raft.LastIndex(), n.lastTerm()
-	h.Healthy, h.Leader = true, n.id
-	voters, well := 0, 0
+	state := p.auto.GetState()
+	h.Healthy, h.FailureTolerance, h.Leader = state.Healthy, state.FailureTolerance, n.id
 	for i := range h.Members {
 		m := &h.Members[i]
 		if m.ID == n.id {
-			m.Leader, m.LastContact, m.LastTerm, m.LastIndex, m.Healthy = true, 0, term, last, n.Failure() == nil
+			m.Leader, m.LastContact, m.LastTerm, m.LastIndex = true, 0, n.lastTerm(), n.raft.LastIndex()
 		} else if r, ok := n.reports.get(m.ID); ok {
 			m.LastContact, m.LastTerm, m.LastIndex = n.cfg.Clock.Steady()-r.at, r.LastTerm, r.LastIndex
-			// What the leader wrote within a heartbeat or two the member cannot have
-			// reported yet.
-			m.Healthy = m.LastContact <= reportGrace+pilot.LastContactThreshold &&
-				r.LastTerm == term && r.LastIndex+pilot.MaxTrailingLogs >= r.leader
 		}
-		m.StableSince = n.health.since(m.ID, m.Healthy, n.cfg.Clock.Wall())
-		h.Healthy = h.Healthy && m.Healthy
-		if m.Voter {
-			voters++
-			if m.Healthy {
-				well++
-			}
+		s, ok := state.Servers[raft.ServerID(m.ID)]
+		if !ok {
+			// It is newer than what autopilot looked at last.
+			h.Healthy, m.StableSince, m.UnhealthyBecause = false, n.cfg.Clock.Wall(), "it has only just become a member"
+			continue
+		}
+		m.Healthy, m.StableSince = s.Health.Healthy, s.Health.StableSince
+		if !m.Healthy {
+			st, _ := standingOf(&s.Server)
+			m.UnhealthyBecause = cmp.Or(st.because, "it is not known what it holds")
 		}
 	}
-	h.FailureTolerance = max(well-(voters/2+1), 0)
 	return h, nil
-}
-
-// followHealth judges the members though nobody asks, so that whoever does learns
-// since when they are as they are.
-func (n *Node) followHealth() {
-	if _, err := n.judgeHealth(); err != nil {
-		n.log.Debug("health of the members is not known", "error", err)
-	}
 }
 
 func (n *Node) lastTerm() uint64 {
@@ -130,36 +117,4 @@ func (n *Node) autopilot() (command.Autopilot, error) {
 		err = json.Unmarshal(value, &pilot)
 	}
 	return pilot, err
-}
-
-// stability remembers since when each member is healthy, or is not.
-type stability struct {
-	mu   sync.Mutex
-	byID map[string]steadiness // guarded by mu
-}
-
-type steadiness struct {
-	healthy bool
-	since   time.Time
-}
-
-// since notes how a member does now, and says since when it has.
-func (s *stability) since(id string, healthy bool, now time.Time) time.Time {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	was, known := s.byID[id]
-	if !known || was.healthy != healthy {
-		if s.byID == nil {
-			s.byID = map[string]steadiness{}
-		}
-		was = steadiness{healthy, now}
-		s.byID[id] = was
-	}
-	return was.since
-}
-
-func (s *stability) clear() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.byID = nil
 }

@@ -239,7 +239,7 @@ func (n *Node) enter() (done bool, err error) {
 	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.Wait)
 	defer cancel()
 	if n.known() {
-		return true, nil
+		return true, n.remind(ctx)
 	}
 	if cluster, _ := n.parts.Identity.Cluster(); cluster != "" && n.raft.LastIndex() > 0 {
 		// A member whose entry is missing or out of date: the leader will put
@@ -325,6 +325,37 @@ func (n *Node) announce(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// remind asks to be let in again when no leader has been heard for long: a member
+// that was away may have been removed meanwhile, and nobody sends it the log that
+// says so. Who still is a member changes nothing by asking. Errors: command.ErrRemoved.
+func (n *Node) remind(ctx context.Context) error {
+	if since, _ := n.LastContact(); since < command.SilentAfter {
+		return nil
+	}
+	_, members, err := n.table()
+	if err != nil {
+		return nil // as before: nothing is known of the others
+	}
+	addresses := slices.Clone(n.cfg.Join)
+	for _, m := range members {
+		addresses = append(addresses, m.RaftAddr)
+	}
+	slices.Sort(addresses)
+	for _, addr := range slices.Compact(addresses) {
+		if addr == n.cfg.Self.RaftAddr {
+			continue
+		}
+		short, cancel := context.WithTimeout(ctx, time.Second)
+		_, err := ask[joined](short, n.parts.Transport, addr, methodJoin, n.cfg.entry())
+		cancel()
+		// What else is said may be by a stranger that has the address now.
+		if err == nil || errors.Is(err, command.ErrRemoved) {
+			return err
+		}
+	}
+	return nil
 }
 
 // found gives a newly formed cluster its identity, or this leader its entry.
@@ -561,7 +592,7 @@ func (n *Node) admit(ctx context.Context, j join, cluster command.Cluster, membe
 	if j.Datacenter != cluster.Datacenter {
 		return "", command.ErrWrongCluster.With("its datacenter is %s, %s was started for %s", cluster.Datacenter, m.Name, j.Datacenter)
 	}
-	if m.Role == command.RoleVoter && m.Site != cluster.HomeSite {
+	if m.Role.MayVote() && m.Site != cluster.HomeSite {
 		return "", command.ErrNotHome.With("%s is at site %s, home is %s", m.Name, m.Site, cluster.HomeSite)
 	}
 	lowest := uint32(math.MaxUint32)
@@ -605,25 +636,31 @@ func (n *Node) barred(id string) (bool, error) {
 }
 
 // add puts m into the members table and the Raft configuration, in place of
-// former. A new member never votes at once: see promote.
+// former, whose identity never votes again. A new member never votes at once, and who
+// asks to vote no longer may for a moment: autopilot gives and takes votes.
 func (n *Node) add(ctx context.Context, m command.Member, former string) error {
 	if former != "" {
-		n.log.Info("replacing a member that is gone", "name", m.Name, "former", former, "now", m.ID)
-		if err := n.wait(n.raft.RemoveServer(raft.ServerID(former), 0, n.cfg.Wait)); err != nil {
-			return fmt.Errorf("remove %s: %w", former, raftError(err))
-		}
-		if _, err := n.Propose(ctx, &command.MemberRemove{ID: former}); err != nil {
+		if err := n.canSpare(ctx, former); err != nil {
 			return err
 		}
-		n.parts.Transport.Disconnect(former)
+		n.log.Info("replacing a member that is gone", "name", m.Name, "former", former, "now", m.ID)
+		if _, err := n.Propose(ctx, &command.MemberRemove{ID: former, Barred: true}); err != nil {
+			return err
+		}
+		if err := n.expel(ctx); err != nil {
+			return err
+		}
 	}
-	if err := n.setMember(ctx, m); err != nil {
+	_, members, err := n.table()
+	if err != nil {
 		return err
 	}
-	if s, ok := n.server(m.ID); ok {
-		if s.Suffrage == raft.Voter && m.Role == command.RoleLearner {
-			return raftError(n.wait(n.raft.DemoteVoter(s.ID, 0, n.cfg.Wait)))
+	if !slices.Contains(members, m) {
+		if err := n.setMember(ctx, m); err != nil {
+			return err
 		}
+	}
+	if _, ok := n.server(m.ID); ok {
 		return nil
 	}
 	return raftError(n.wait(n.raft.AddNonvoter(raft.ServerID(m.ID), raft.ServerAddress(m.ID), 0, n.cfg.Wait)))

@@ -53,10 +53,6 @@ func (n *Node) leadership() {
 			term = now
 			n.changed.notify()
 		}
-		if term != 0 {
-			n.promote()
-			n.followHealth()
-		}
 		select {
 		case <-n.raft.LeaderCh():
 		case <-tick.C:
@@ -89,6 +85,7 @@ func (n *Node) beginLeading(term uint64) bool {
 	base, _ := n.parts.State.Stamp()
 	n.time.Store(&clusterTime{base: base, since: n.cfg.Clock.Steady(), steady: n.cfg.Clock.Steady})
 	n.timers.begin(term)
+	n.beginPilot(term)
 	n.log.Info("leading", "term", term)
 	return true
 }
@@ -96,66 +93,12 @@ func (n *Node) beginLeading(term uint64) bool {
 func (n *Node) endLeading() {
 	n.group.end()
 	n.timers.end()
+	n.endPilot()
 	n.time.Store(nil)
 	n.lastRound.Store(nil)
 	n.parts.Transport.SetLeading(false)
 	n.reports.clear()
-	n.health.clear()
-	n.levelled.clear()
 	n.log.Info("no longer leading")
-}
-
-// promote makes voters of the home-site members that asked to be and have
-// caught up. Nothing else in Holdfast makes a voter after the cluster was
-// formed, and it never looks at a member of another site.
-func (n *Node) promote() {
-	select {
-	case n.joining <- struct{}{}: // nobody changes the members meanwhile
-		defer func() { <-n.joining }()
-	default:
-		return
-	}
-	// Raft's own future has no index.
-	_, index := n.parts.State.Configuration()
-	servers := n.raft.GetConfiguration().Configuration().Servers
-	cluster, members, err := n.table()
-	if err != nil {
-		return
-	}
-	eligible := make(map[string]bool, len(members))
-	for _, m := range members {
-		eligible[m.ID] = m.Role == command.RoleVoter && m.Site == cluster.HomeSite
-	}
-	for _, s := range servers {
-		id := string(s.ID)
-		if s.Suffrage == raft.Voter || !eligible[id] {
-			continue
-		}
-		pilot, err := n.autopilot()
-		if err != nil {
-			return
-		}
-		level, now := n.level(id), n.cfg.Clock.Wall()
-		if since := n.levelled.since(id, level, now); !level || now.Sub(since) < pilot.ServerStabilizationTime {
-			continue
-		}
-		n.log.Info("member has caught up and becomes a voter", "id", s.ID)
-		// With the configuration's index, so that a change made meanwhile wins.
-		if err := n.wait(n.raft.AddVoter(s.ID, s.Address, index, n.cfg.Wait)); err != nil {
-			n.log.Warn("member could not be made a voter", "id", s.ID, "error", err)
-		}
-		return // one change at a time
-	}
-}
-
-// levelEntries is how many entries a member may lack and still be called level.
-const levelEntries = 128
-
-// level reports whether a member said, recently, that it holds nearly all of
-// the log.
-func (n *Node) level(id string) bool {
-	r, ok := n.reports.get(id)
-	return ok && n.cfg.Clock.Steady()-r.at < 2*time.Second && r.LastIndex+levelEntries >= n.raft.LastIndex()
 }
 
 // table is the cluster and its members as this node has them applied.

@@ -25,8 +25,7 @@ type Node struct {
 	own     *own
 	timers  *sessionTimers
 	reports reports
-	// health and levelled are since when the leader calls members healthy, and level.
-	health, levelled stability
+	pilot   atomic.Pointer[pilot] // nil while not leading
 	// changed wakes those who wait for a leader.
 	changed   signal
 	rounds    flight[confirmation]

@@ -81,15 +81,17 @@ func (n *Node) remove(ctx context.Context, r removal) error {
 	return n.expel(ctx)
 }
 
-// expel takes who was removed for good out of Raft's configuration. It may be another
+// expel takes who is a member no longer out of Raft's configuration. It may be another
 // leader that began it. Needs joining.
 func (n *Node) expel(ctx context.Context) error {
+	cluster, members, err := n.table()
+	if err != nil || cluster.ID == "" { // the table is not filled yet
+		return err
+	}
 	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
 		id := string(s.ID)
-		switch barred, err := n.barred(id); {
-		case err != nil:
-			return err
-		case !barred || id == n.id: // which ends by itself
+		member := slices.ContainsFunc(members, func(m command.Member) bool { return m.ID == id })
+		if member || id == n.id { // which ends by itself
 			continue
 		}
 		if err := n.canSpare(ctx, id); err != nil {
@@ -121,36 +123,37 @@ func (n *Node) goOnRemoving() {
 	}
 }
 
-// canSpare returns command.ErrNoTarget when a member is a voter without which no
-// majority of the voters would answer.
-func (n *Node) canSpare(ctx context.Context, id string) error {
-	if s, ok := n.server(id); !ok || s.Suffrage != raft.Voter {
-		return nil
+// removeDead removes a member that has been dead for as long as the setting of autopilot
+// says. It is not barred: should it come back, it enters by itself.
+func (p *pilot) removeDead(ctx context.Context, id string) error {
+	unlock, err := p.n.lockMembers(ctx)
+	if err != nil {
+		return err
 	}
-	if voters, answer := n.votersWithout(ctx, id); answer < voters/2+1 {
-		return command.ErrNoTarget.With("without %s, %d of %d voters answer, which is no majority", id, answer, voters)
+	defer unlock()
+	pilot, err := p.n.autopilot()
+	if err != nil {
+		return err
 	}
-	return nil
-}
-
-// votersWithout counts the voters but one, and how many of them are there now and
-// follow this leader.
-func (n *Node) votersWithout(ctx context.Context, id string) (voters, answer int) {
-	ctx, cancel := context.WithTimeout(ctx, n.cfg.RoundTimeout)
-	defer cancel()
-	others, self := n.voters()
-	if id == n.id {
-		self = 0
-	}
-	others = slices.DeleteFunc(others, func(other string) bool { return other == id })
-	answers := n.askTerms(ctx, others, n.raft.CurrentTerm())
-	voters, answer = len(others)+self, self
-	for range others {
-		if <-answers == nil {
-			answer++
+	srv, known := p.KnownServers()[raft.ServerID(id)]
+	others, left := p.n.voters()
+	for _, other := range others {
+		if other != id {
+			left++
 		}
 	}
-	return voters, answer
+	if !known || !p.n.leads(p.term) || !removable(&pilot, srv, left) {
+		return nil // it has come back, or something else has changed
+	}
+	if err := p.n.canSpare(ctx, id); err != nil {
+		return err
+	}
+	st, _ := standingOf(srv)
+	p.n.log.Info("removing a member that has been dead for long", "name", srv.Name, "id", id, "silent", st.silent.Round(time.Second))
+	if _, err := p.n.Propose(ctx, &command.MemberRemove{ID: id}); err != nil {
+		return err
+	}
+	return p.n.expel(ctx)
 }
 
 // awaitReport waits, for two seconds at most, until a member has a revision or is

@@ -29,8 +29,15 @@ func (n *Node) LastContact() (since time.Duration, ok bool) {
 // KnowsLeader reports whether a leader is known now.
 func (n *Node) KnowsLeader() bool { return n.leaderID() != "" }
 
-// Learner reports whether the node is meant to serve reads on the spot.
-func (n *Node) Learner() bool { return n.cfg.Self.Role == command.RoleLearner }
+// Learner reports whether the node is meant to serve reads on the spot: a spare is
+// while it does not vote.
+func (n *Node) Learner() bool {
+	if n.cfg.Self.Role != command.RoleSpare {
+		return n.cfg.Self.Role == command.RoleLearner
+	}
+	s, ok := n.server(n.id)
+	return !ok || s.Suffrage != raft.Voter
+}
 
 // CaughtUp records how this node got level.
 func (n *Node) CaughtUp(c command.CatchUp) { n.catchUp.Store(&c) }
@@ -185,8 +192,11 @@ func (n *Node) sites(others func(command.Member, *command.Server)) ([]command.Si
 			ID: m.ID, Name: m.Name, Address: m.RaftAddr, HTTP: m.HTTPAddr, Role: m.Role, Version: m.Version,
 			Voter: voters[m.ID], Leader: m.ID == leader, LastContact: "never", State: "learner", Lag: command.Lag{ETA: -1},
 		}
-		if s.Voter {
+		switch {
+		case s.Voter:
 			s.State = "voter"
+		case s.Role == command.RoleSpare:
+			s.State = "spare"
 		}
 		if m.ID == n.id {
 			lineage := view.Lineage()
