@@ -52,17 +52,27 @@ func (c *Client) RemovePeer(ctx context.Context, id string) (Meta, error) {
 
 // Autopilot is the cluster's setting of that name.
 type Autopilot struct {
+	// CleanupDeadServers removes servers that have been dead for VoterCleanupTime,
+	// voters and spares, or for LearnerCleanupTime; voters only down to MinQuorum, or to
+	// three when that is 0.
 	CleanupDeadServers bool
 	// LastContactThreshold is how long a healthy server may be silent, beyond the
 	// half second between its reports, and MaxTrailingLogs how many entries it may
 	// lack.
-	LastContactThreshold    Duration
-	MaxTrailingLogs         uint64
-	MinQuorum               uint64
+	LastContactThreshold Duration
+	MaxTrailingLogs      uint64
+	MinQuorum            uint64
+	// ServerStabilizationTime is how long a server must have been healthy before it
+	// becomes a voter.
 	ServerStabilizationTime Duration
 	RedundancyZoneTag       string
 	DisableUpgradeMigration bool
 	UpgradeVersionTag       string
+	// DeadServerTime is how long after its last report a voter is dead, and a spare
+	// takes its place.
+	DeadServerTime     Duration
+	VoterCleanupTime   Duration
+	LearnerCleanupTime Duration
 	// ModifyIndex is the setting's revision, 0 while it was never set.
 	CreateIndex uint64
 	ModifyIndex uint64
@@ -121,7 +131,9 @@ type ServerHealth struct {
 	LastContact         string // a Go duration, or "never"
 	LastTerm, LastIndex uint64
 	Healthy             bool
-	StableSince         time.Time
+	StableSince         time.Time // since when Healthy is what it is
+	Role                string    // "voter", "spare" or "learner": what it asked to be
+	UnhealthyBecause    string    // empty when it is healthy
 }
 
 // Health returns how the leader sees the servers; that they are not healthy is no
@@ -132,5 +144,34 @@ func (c *Client) Health(ctx context.Context) (Health, Meta, error) {
 	if err != nil {
 		err = fmt.Errorf("health of the servers: %w", err)
 	}
+	return v, meta, err
+}
+
+// AutopilotState is what autopilot has come to about the servers.
+type AutopilotState struct {
+	Healthy          bool
+	FailureTolerance int
+	Leader           string   // id
+	Voters           []string // ids
+	Servers          map[string]ServerState
+}
+
+// ServerState is what autopilot has come to about one server.
+type ServerState struct {
+	ID, Name, Address   string
+	NodeStatus          string // "alive" or "failed"
+	Status              string // "leader", "voter" or "non-voter": what it is now
+	NodeType            string // "voter", "spare" or "read-replica": what it is meant for
+	LastContact         string // a Go duration, or "never"
+	LastTerm, LastIndex uint64
+	Healthy             bool
+	StableSince         time.Time
+	UnhealthyBecause    string
+}
+
+// AutopilotState returns what autopilot has come to about the servers.
+func (c *Client) AutopilotState(ctx context.Context) (AutopilotState, Meta, error) {
+	var v AutopilotState
+	meta, err := c.get(ctx, "/v1/operator/autopilot/state", &v)
 	return v, meta, err
 }

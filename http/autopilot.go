@@ -10,7 +10,8 @@ import (
 	"github.com/holdfast-db/holdfast/command"
 )
 
-// autopilot is the setting as the dialect writes it.
+// autopilot is the setting as the dialect writes it, and below UpgradeVersionTag what
+// only Holdfast has.
 type autopilot struct {
 	CleanupDeadServers      bool
 	LastContactThreshold    duration
@@ -20,6 +21,9 @@ type autopilot struct {
 	RedundancyZoneTag       string
 	DisableUpgradeMigration bool
 	UpgradeVersionTag       string
+	DeadServerTime          duration
+	VoterCleanupTime        duration
+	LearnerCleanupTime      duration
 	CreateIndex             uint64
 	ModifyIndex             uint64
 }
@@ -30,6 +34,7 @@ func autopilotOf(a *command.Autopilot, revision uint64) autopilot {
 		CleanupDeadServers: a.CleanupDeadServers, LastContactThreshold: duration(a.LastContactThreshold),
 		MaxTrailingLogs: a.MaxTrailingLogs, MinQuorum: a.MinQuorum, ServerStabilizationTime: duration(a.ServerStabilizationTime),
 		RedundancyZoneTag: a.RedundancyZoneTag, DisableUpgradeMigration: a.DisableUpgradeMigration, UpgradeVersionTag: a.UpgradeVersionTag,
+		DeadServerTime: duration(a.DeadServerTime), VoterCleanupTime: duration(a.VoterCleanupTime), LearnerCleanupTime: duration(a.LearnerCleanupTime),
 		CreateIndex: revision, ModifyIndex: revision,
 	}
 }
@@ -40,7 +45,21 @@ func (a *autopilot) setting() command.Autopilot {
 		CleanupDeadServers: a.CleanupDeadServers, LastContactThreshold: time.Duration(a.LastContactThreshold),
 		MaxTrailingLogs: a.MaxTrailingLogs, MinQuorum: a.MinQuorum, ServerStabilizationTime: time.Duration(a.ServerStabilizationTime),
 		RedundancyZoneTag: a.RedundancyZoneTag, DisableUpgradeMigration: a.DisableUpgradeMigration, UpgradeVersionTag: a.UpgradeVersionTag,
+		DeadServerTime: time.Duration(a.DeadServerTime), VoterCleanupTime: time.Duration(a.VoterCleanupTime), LearnerCleanupTime: time.Duration(a.LearnerCleanupTime),
 	}
+}
+
+// check says what is wrong with the setting. Members report twice a second, so one
+// that was not heard for less than shortestDead may be well.
+func (a *autopilot) check() error {
+	const shortestDead = duration(time.Second)
+	switch {
+	case a.LastContactThreshold < 0 || a.ServerStabilizationTime < 0:
+		return errors.New("a duration is negative")
+	case min(a.DeadServerTime, a.VoterCleanupTime, a.LearnerCleanupTime) < shortestDead:
+		return errors.New("DeadServerTime, VoterCleanupTime and LearnerCleanupTime are at least 1s")
+	}
+	return nil
 }
 
 // duration is written as a Go duration, and read as one or as nanoseconds.
@@ -74,6 +93,15 @@ func (s *Server) getAutopilot(x *exchange) {
 		x.fail(err)
 		return
 	}
+	pilot, info, err := s.readAutopilot(x, opts)
+	if err != nil {
+		x.failRead(&info, err)
+		return
+	}
+	x.replyValue(&pilot)
+}
+
+func (s *Server) readAutopilot(x *exchange, opts command.ReadOptions) (autopilot, command.ReadInfo, error) {
 	pilot := command.DefaultAutopilot
 	var revision uint64
 	info, err := s.node.Read(x.r.Context(), opts, func(v command.View) error {
@@ -84,11 +112,7 @@ func (s *Server) getAutopilot(x *exchange) {
 		revision = at
 		return json.Unmarshal(value, &pilot)
 	})
-	if err != nil {
-		x.failRead(&info, err)
-		return
-	}
-	x.replyValue(autopilotOf(&pilot, revision))
+	return autopilotOf(&pilot, revision), info, err
 }
 
 // largestSetting is the largest body of a setting in bytes.
@@ -102,14 +126,21 @@ func (s *Server) putAutopilot(x *exchange) {
 		x.fail(err)
 		return
 	}
-	// What is left out is as by default, as with the dialect's own server.
+	now, info, err := s.readAutopilot(x, command.ReadOptions{})
+	if err != nil {
+		x.failRead(&info, err)
+		return
+	}
+	// What is left out is as by default, as with the dialect's own server; but what its
+	// tools do not know, and so always leave out, stays as it is.
 	a := autopilotOf(&command.DefaultAutopilot, 0)
+	a.DeadServerTime, a.VoterCleanupTime, a.LearnerCleanupTime = now.DeadServerTime, now.VoterCleanupTime, now.LearnerCleanupTime
 	if err := decodeStrictly(body, &a); err != nil {
 		x.fail(badRequest("Error parsing autopilot config: " + err.Error()))
 		return
 	}
-	if a.LastContactThreshold < 0 || a.ServerStabilizationTime < 0 {
-		x.fail(badRequest("Error parsing autopilot config: a duration is negative"))
+	if err := a.check(); err != nil {
+		x.fail(badRequest("Error parsing autopilot config: " + err.Error()))
 		return
 	}
 	index, err := x.q.number(paramCAS)
@@ -140,6 +171,9 @@ type serverFacts struct {
 	LastTerm, LastIndex        uint64
 	Healthy                    bool
 	StableSince                time.Time
+	// Role and UnhealthyBecause are Holdfast's own.
+	Role             command.Role
+	UnhealthyBecause string `json:",omitempty"`
 }
 
 func factsOf(m *command.MemberHealth) serverFacts {
@@ -147,6 +181,7 @@ func factsOf(m *command.MemberHealth) serverFacts {
 		ID: m.ID, Name: m.Name, Address: m.Address, Version: dialect,
 		LastContact: lastContact(m), LastTerm: m.LastTerm, LastIndex: m.LastIndex,
 		Healthy: m.Healthy, StableSince: m.StableSince.UTC().Truncate(time.Second),
+		Role: m.Role, UnhealthyBecause: m.UnhealthyBecause,
 	}
 }
 
@@ -217,7 +252,7 @@ func (s *Server) getAutopilotState(x *exchange) {
 	for i := range h.Members {
 		m := &h.Members[i]
 		st := serverState{
-			serverFacts: factsOf(m), NodeStatus: aliveStatus(m), Status: "non-voter", NodeType: "voter",
+			serverFacts: factsOf(m), NodeStatus: aliveStatus(m), Status: "non-voter", NodeType: nodeType(m.Role),
 			Meta: map[string]string{"holdfast-site": m.Site, "holdfast-version": m.Version},
 		}
 		switch {
@@ -228,10 +263,16 @@ func (s *Server) getAutopilotState(x *exchange) {
 		}
 		if m.Voter {
 			v.Voters = append(v.Voters, m.ID)
-		} else {
-			st.NodeType = "read-replica"
 		}
 		v.Servers[m.ID] = st
 	}
 	x.replyValue(&v)
+}
+
+// nodeType is what a member of a role is meant for, as the dialect calls it.
+func nodeType(r command.Role) string {
+	if r == command.RoleLearner {
+		return "read-replica"
+	}
+	return string(r)
 }

@@ -22,6 +22,7 @@ import (
 // set replace what it would do.
 type fakeNode struct {
 	mu       sync.Mutex
+	setting  []byte // autopilot's, nil while it was never set
 	records  map[string]command.Record
 	deleted  map[string]uint64 // key -> revision of its last delete
 	history  []command.Change  // what Propose changed, in order

@@ -16,9 +16,10 @@ func testHealth() command.Health {
 	return command.Health{
 		Healthy: true, FailureTolerance: 1, Leader: "n1-00", Configuration: 7,
 		Members: []command.MemberHealth{
-			{ID: "e1-00", Name: "e1", Site: "east", Address: "10.0.1.1:8300", Version: "0.9", LastContact: 250 * time.Millisecond, LastTerm: 3, LastIndex: 16, Healthy: true, StableSince: since},
-			{ID: "n1-00", Name: "n1", Site: "home", Address: "10.0.0.1:8300", Version: "0.9", Voter: true, Leader: true, LastTerm: 3, LastIndex: 17, Healthy: true, StableSince: since},
-			{ID: "n2-00", Name: "n2", Site: "home", Address: "10.0.0.2:8300", Version: "0.9", Voter: true, LastContact: -1, StableSince: since},
+			{ID: "e1-00", Name: "e1", Site: "east", Role: command.RoleLearner, Address: "10.0.1.1:8300", Version: "0.9", LastContact: 250 * time.Millisecond, LastTerm: 3, LastIndex: 16, Healthy: true, StableSince: since},
+			{ID: "n1-00", Name: "n1", Site: "home", Role: command.RoleVoter, Address: "10.0.0.1:8300", Version: "0.9", Voter: true, Leader: true, LastTerm: 3, LastIndex: 17, Healthy: true, StableSince: since},
+			{ID: "n2-00", Name: "n2", Site: "home", Role: command.RoleVoter, Address: "10.0.0.2:8300", Version: "0.9", Voter: true, LastContact: -1, StableSince: since, UnhealthyBecause: "it is silent"},
+			{ID: "s1-00", Name: "s1", Site: "home", Role: command.RoleSpare, Address: "10.0.0.3:8300", Version: "0.9", LastTerm: 3, LastIndex: 17, Healthy: true, StableSince: since},
 		},
 	}
 }
@@ -31,7 +32,8 @@ func TestTheRaftConfigurationIsInTheFormOfConsul(t *testing.T) {
 		`{"Servers":[`+
 			`{"ID":"e1-00","Node":"e1","Address":"10.0.1.1:8300","Leader":false,"ProtocolVersion":"3","Voter":false,"LastIndex":16},`+
 			`{"ID":"n1-00","Node":"n1","Address":"10.0.0.1:8300","Leader":true,"ProtocolVersion":"3","Voter":true,"LastIndex":17},`+
-			`{"ID":"n2-00","Node":"n2","Address":"10.0.0.2:8300","Leader":false,"ProtocolVersion":"3","Voter":true,"LastIndex":0}],"Index":7}`)
+			`{"ID":"n2-00","Node":"n2","Address":"10.0.0.2:8300","Leader":false,"ProtocolVersion":"3","Voter":true,"LastIndex":0},`+
+			`{"ID":"s1-00","Node":"s1","Address":"10.0.0.3:8300","Leader":false,"ProtocolVersion":"3","Voter":false,"LastIndex":17}],"Index":7}`)
 	n.refuse = command.ErrNoLeader
 	want(t, ask(t, s, "GET", "/v1/operator/raft/configuration", nil), 500, "No cluster leader")
 	want(t, ask(t, s, "GET", "/v1/operator/raft/configuration?stale", nil), 200, `{"Servers":[],"Index":0}`)
@@ -81,8 +83,8 @@ func TestAnUnhealthyClusterAnswers429WithTheSameBody(t *testing.T) {
 	}
 	for _, part := range []string{
 		`"FailureTolerance":1`,
-		`"Version":"1.22.0","LastContact":"250ms","LastTerm":3,"LastIndex":16,"Healthy":true,"StableSince":"2026-01-02T03:04:05Z","SerfStatus":"alive","Leader":false,"Voter":false`,
-		`"LastContact":"never","LastTerm":0,"LastIndex":0,"Healthy":false,"StableSince":"2026-01-02T03:04:05Z","SerfStatus":"failed","Leader":false`,
+		`"Version":"1.22.0","LastContact":"250ms","LastTerm":3,"LastIndex":16,"Healthy":true,"StableSince":"2026-01-02T03:04:05Z","Role":"learner","SerfStatus":"alive","Leader":false,"Voter":false`,
+		`"LastContact":"never","LastTerm":0,"LastIndex":0,"Healthy":false,"StableSince":"2026-01-02T03:04:05Z","Role":"voter","UnhealthyBecause":"it is silent","SerfStatus":"failed","Leader":false`,
 	} {
 		if !strings.Contains(well.Body.String(), part) {
 			t.Errorf("%s\nlacks %s", well.Body, part)
@@ -97,7 +99,7 @@ func TestTheStateOfAutopilotNamesLeaderAndVoters(t *testing.T) {
 		Healthy bool
 		Leader  string
 		Voters  []string
-		Servers map[string]struct{ Name, NodeStatus, Status, NodeType, LastContact string }
+		Servers map[string]struct{ Name, NodeStatus, Status, NodeType, LastContact, UnhealthyBecause string }
 	}
 	w := ask(t, newTestServer(t, n), "GET", "/v1/operator/autopilot/state", nil)
 	if err := json.Unmarshal(w.Body.Bytes(), &v); err != nil || w.Code != 200 {
@@ -105,7 +107,8 @@ func TestTheStateOfAutopilotNamesLeaderAndVoters(t *testing.T) {
 	}
 	if !v.Healthy || v.Leader != "n1-00" || !slices.Equal(v.Voters, []string{"n1-00", "n2-00"}) ||
 		v.Servers["n1-00"].Status != "leader" || v.Servers["n2-00"].Status != "voter" || v.Servers["e1-00"].Status != "non-voter" ||
-		v.Servers["n2-00"].NodeStatus != "failed" || v.Servers["e1-00"].LastContact != "250ms" {
+		v.Servers["n1-00"].NodeType != "voter" || v.Servers["s1-00"].NodeType != "spare" || v.Servers["e1-00"].NodeType != "read-replica" ||
+		v.Servers["n2-00"].NodeStatus != "failed" || v.Servers["n2-00"].UnhealthyBecause != "it is silent" || v.Servers["e1-00"].LastContact != "250ms" {
 		t.Errorf("%s", w.Body)
 	}
 }
@@ -116,12 +119,15 @@ func TestTheSettingOfAutopilotIsKeptAndGuarded(t *testing.T) {
 	const path = "/v1/operator/autopilot/configuration"
 	want(t, ask(t, s, "GET", path, nil), 200,
 		`{"CleanupDeadServers":false,"LastContactThreshold":"200ms","MaxTrailingLogs":250,"MinQuorum":0,"ServerStabilizationTime":"0s",`+
-			`"RedundancyZoneTag":"","DisableUpgradeMigration":false,"UpgradeVersionTag":"","CreateIndex":0,"ModifyIndex":0}`)
+			`"RedundancyZoneTag":"","DisableUpgradeMigration":false,"UpgradeVersionTag":"",`+
+			`"DeadServerTime":"10s","VoterCleanupTime":"15m0s","LearnerCleanupTime":"72h0m0s","CreateIndex":0,"ModifyIndex":0}`)
 	for body, fault := range map[string]string{
 		`{"Unknown":1}`:                  "unknown field",
 		`{"LastContactThreshold":"fast"`: "",
 		`{"LastContactThreshold":"-1s"}`: "negative",
 		`{"MaxTrailingLogs":-1}`:         "",
+		`{"DeadServerTime":"10ms"}`:      "at least 1s",
+		`{"LearnerCleanupTime":"0s"}`:    "at least 1s",
 		``:                               "",
 	} {
 		if w := ask(t, s, "PUT", path, body); w.Code != 400 || !strings.Contains(w.Body.String(), "Error parsing autopilot config") || !strings.Contains(w.Body.String(), fault) {
@@ -149,6 +155,22 @@ func TestTheSettingOfAutopilotIsKeptAndGuarded(t *testing.T) {
 	}
 }
 
+// Consul's own tools read the setting, change what they know, and write that back.
+func TestWhatOtherToolsDoNotKnowOfTheSettingStaysAsItIs(t *testing.T) {
+	n := newFakeNode()
+	s := newTestServer(t, n)
+	n.setting = []byte(`{"DeadServerTime":60000000000,"VoterCleanupTime":3600000000000,"MinQuorum":5}`)
+	n.propose = func(context.Context, command.Command) (command.Result, error) {
+		return command.Result{OK: true, Revision: 9}, nil
+	}
+	want(t, ask(t, s, "PUT", "/v1/operator/autopilot/configuration", `{"CleanupDeadServers":true}`), 200, "true")
+	var pilot command.Autopilot
+	if err := json.Unmarshal(n.proposed[0].(*command.SettingPut).Value, &pilot); err != nil || !pilot.CleanupDeadServers || pilot.MinQuorum != 0 ||
+		pilot.DeadServerTime != time.Minute || pilot.VoterCleanupTime != time.Hour || pilot.LearnerCleanupTime != 72*time.Hour {
+		t.Errorf("%+v, %v", pilot, err)
+	}
+}
+
 func TestMembersAndDatacentersAreWhatAgentsShow(t *testing.T) {
 	n := newFakeNode()
 	s := newTestServer(t, n)
@@ -165,5 +187,10 @@ func TestMembersAndDatacentersAreWhatAgentsShow(t *testing.T) {
 	want(t, ask(t, s, "GET", "/v1/catalog/datacenters", nil), 200, `["dc1"]`)
 }
 
-// Setting was never set.
-func (fakeView) Setting(string) ([]byte, uint64, error) { return nil, 0, nil }
+// Setting is that of the node, at revision 5.
+func (v fakeView) Setting(string) ([]byte, uint64, error) {
+	if v.n.setting == nil {
+		return nil, 0, nil
+	}
+	return v.n.setting, 5, nil
+}

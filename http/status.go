@@ -107,7 +107,7 @@ func (s *Server) getMembers(x *exchange) {
 	members := []agentMember{}
 	for _, site := range sites {
 		for _, sv := range site.Servers {
-			m := s.member(sv.Name, sv.ID, site.Name, sv.Address, sv.Role == command.RoleLearner)
+			m := s.member(sv.Name, sv.ID, site.Name, sv.Address, !sv.Voter && sv.Role != command.RoleVoter)
 			if sv.State == "unreachable" {
 				m.Status = memberFailed
 			}

@@ -34,7 +34,7 @@ type agentConfig struct {
 	// Home says that Site is the home site. Only there can a node vote, and
 	// the cluster refuses a node that errs about it.
 	Home bool
-	// Role is what the node asks to be. A voter has Home.
+	// Role is what the node asks to be. A voter or spare has Home.
 	Role command.Role
 	// DataDir is the absolute path of the data directory. It belongs to one
 	// node for ever and is made at its first start.
@@ -186,7 +186,7 @@ and that over the file.`,
 	fs.StringVar(&f.Node, "node", "", "name of this node, unique in the cluster")
 	fs.StringVar(&f.Site, "site", "", "name of the site it stands at")
 	fs.BoolVar(&f.Home, "home", false, "this site is the home site, where the voters are")
-	fs.StringVar(&f.role, "role", "", "voter or learner (default: voter with --home, else learner)")
+	fs.StringVar(&f.role, "role", "", "voter, spare or learner (default: voter with --home, else learner)")
 	fs.StringVar(&f.DataDir, "data-dir", "", "directory of this node's data, made if absent")
 	fs.StringVar(&f.HTTP, "http", "127.0.0.1:8500", "address to listen at for clients")
 	fs.StringVar(&f.Raft, "raft", "127.0.0.1:8300", "address to listen at for other nodes")
@@ -250,11 +250,11 @@ func (f agentFlags) check() (agentConfig, error) {
 		c.Role = command.Role(f.role)
 	}
 	switch {
-	case c.Role != command.RoleVoter && c.Role != command.RoleLearner:
-		return c, refuse("give voter or learner", "--role %q is not known", f.role)
-	case c.Role == command.RoleVoter && !c.Home:
+	case !c.Role.MayVote() && c.Role != command.RoleLearner:
+		return c, refuse("give voter, spare or learner", "--role %q is not known", f.role)
+	case c.Role.MayVote() && !c.Home:
 		return c, refuse(fmt.Sprintf("start it with --role learner, or with --home if %s is the home site", c.Site),
-			"%s would be a voter outside the home site", c.Node)
+			"%s would be a %s outside the home site", c.Node, c.Role)
 	}
 
 	if c.DataDir == "" {
@@ -273,7 +273,7 @@ func (f agentFlags) check() (agentConfig, error) {
 	case c.BootstrapExpect != 0 && c.BootstrapExpect != 1 && c.BootstrapExpect != 3 && c.BootstrapExpect != 5:
 		return c, refuse("give 1, 3 or 5", "--bootstrap-expect %d is not a number of voters", c.BootstrapExpect)
 	case c.BootstrapExpect > 0 && c.Role != command.RoleVoter:
-		return c, refuse("drop it, or start the node with --home --role voter", "%s is a learner and cannot form a cluster with --bootstrap-expect", c.Node)
+		return c, refuse("drop it, or start the node with --home --role voter", "%s is a %s and cannot form a cluster with --bootstrap-expect", c.Node, c.Role)
 	case c.BootstrapExpect == 1 && len(c.Join) > 0:
 		return c, refuse("drop --join to form a cluster of one, or --bootstrap-expect to join one", "%s would join a cluster and form one of its own", c.Node)
 	case c.BootstrapExpect > 1 && len(c.Join) == 0:

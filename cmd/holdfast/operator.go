@@ -1,7 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -135,9 +139,9 @@ func peerRows(peers []client.RaftServer) [][]string {
 func newAutopilot() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "autopilot",
-		Short: "How the members do, and the setting that judges it",
+		Short: "How the members do, who votes, and the setting that decides it",
 	}
-	cmd.AddCommand(newAutopilotHealth(), newAutopilotGet(), newAutopilotSet())
+	cmd.AddCommand(newAutopilotHealth(), newAutopilotState(), newAutopilotGet(), newAutopilotSet())
 	group(cmd)
 	return cmd
 }
@@ -171,11 +175,47 @@ func newAutopilotHealth() *cobra.Command {
 }
 
 func healthRows(h client.Health) [][]string {
-	rows := [][]string{{"NODE", "ID", "NODE PORT", "HEALTHY", "SINCE", "VOTER", "LEADER", "LAST CONTACT", "LAST INDEX"}}
+	rows := [][]string{{"NODE", "ID", "NODE PORT", "HEALTHY", "SINCE", "VOTER", "LEADER", "LAST CONTACT", "LAST INDEX", "BECAUSE"}}
 	for _, s := range h.Servers {
 		rows = append(rows, []string{
 			s.Name, s.ID, s.Address, fmt.Sprint(s.Healthy), s.StableSince.Local().Format(time.DateTime),
-			fmt.Sprint(s.Voter), fmt.Sprint(s.Leader), s.LastContact, fmt.Sprint(s.LastIndex),
+			fmt.Sprint(s.Voter), fmt.Sprint(s.Leader), s.LastContact, fmt.Sprint(s.LastIndex), s.UnhealthyBecause,
+		})
+	}
+	return rows
+}
+
+func newAutopilotState() *cobra.Command {
+	var conn connectFlags
+	cmd := &cobra.Command{
+		Use:   "state",
+		Short: "Show who votes, who is meant to, and how each does",
+		Args:  exactArgs(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := conn.open()
+			if err != nil {
+				return err
+			}
+			st, _, err := c.AutopilotState(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return conn.table(cmd, st, stateRows(st))
+		},
+	}
+	conn.add(cmd)
+	return cmd
+}
+
+// stateRows lists the servers in the order of their names.
+func stateRows(st client.AutopilotState) [][]string {
+	servers := slices.SortedFunc(maps.Values(st.Servers), func(a, b client.ServerState) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.ID, b.ID))
+	})
+	rows := [][]string{{"NODE", "ID", "TYPE", "STATUS", "HEALTHY", "SINCE", "LAST CONTACT", "BECAUSE"}}
+	for _, s := range servers {
+		rows = append(rows, []string{
+			s.Name, s.ID, s.NodeType, s.Status, fmt.Sprint(s.Healthy), s.StableSince.Local().Format(time.DateTime), s.LastContact, s.UnhealthyBecause,
 		})
 	}
 	return rows
@@ -206,54 +246,69 @@ func newAutopilotGet() *cobra.Command {
 func writeAutopilot(cmd *cobra.Command, conn *connectFlags, a client.Autopilot) error {
 	return conn.table(cmd, a, [][]string{
 		{"SETTING", "VALUE"},
+		{"cleanup-dead-servers", fmt.Sprint(a.CleanupDeadServers)},
+		{"dead-server-time", a.DeadServerTime.String()},
 		{"last-contact-threshold", a.LastContactThreshold.String()},
+		{"learner-cleanup-time", a.LearnerCleanupTime.String()},
 		{"max-trailing-logs", fmt.Sprint(a.MaxTrailingLogs)},
+		{"min-quorum", fmt.Sprint(a.MinQuorum)},
 		{"server-stabilization-time", a.ServerStabilizationTime.String()},
+		{"voter-cleanup-time", a.VoterCleanupTime.String()},
 	})
 }
 
 func newAutopilotSet() *cobra.Command {
-	var (
-		conn    connectFlags
-		contact time.Duration
-		stable  time.Duration
-		logs    uint64
-	)
+	var conn connectFlags
+	var wish client.Autopilot
 	cmd := &cobra.Command{
 		Use:   "set-config",
 		Short: "Change the setting; what is not given stays as it is",
 		Args:  exactArgs(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := conn.open()
-			if err != nil {
-				return err
-			}
-			a, _, err := c.Autopilot(cmd.Context())
-			if err != nil {
-				return err
-			}
-			if cmd.Flags().Changed("last-contact-threshold") {
-				a.LastContactThreshold = client.Duration(contact)
-			}
-			if cmd.Flags().Changed("max-trailing-logs") {
-				a.MaxTrailingLogs = logs
-			}
-			if cmd.Flags().Changed("server-stabilization-time") {
-				a.ServerStabilizationTime = client.Duration(stable)
-			}
-			ok, _, err := c.SetAutopilot(cmd.Context(), a)
-			if err != nil {
-				return err
-			}
-			if !ok {
-				return refuse("try again", "somebody else has changed the setting meanwhile")
-			}
-			return writeAutopilot(cmd, &conn, a)
-		},
 	}
-	cmd.Flags().DurationVar(&contact, "last-contact-threshold", 0, "how long a healthy member may be silent, beyond the half second between its reports")
-	cmd.Flags().DurationVar(&stable, "server-stabilization-time", 0, "how long a new voter must have been level before it votes")
-	cmd.Flags().Uint64Var(&logs, "max-trailing-logs", 0, "how many entries of the log a healthy member may lack")
+	fs := cmd.Flags()
+	// given takes over each part of the setting that is given.
+	given := map[string]func(a *client.Autopilot){
+		"cleanup-dead-servers":      func(a *client.Autopilot) { a.CleanupDeadServers = wish.CleanupDeadServers },
+		"dead-server-time":          func(a *client.Autopilot) { a.DeadServerTime = wish.DeadServerTime },
+		"last-contact-threshold":    func(a *client.Autopilot) { a.LastContactThreshold = wish.LastContactThreshold },
+		"learner-cleanup-time":      func(a *client.Autopilot) { a.LearnerCleanupTime = wish.LearnerCleanupTime },
+		"max-trailing-logs":         func(a *client.Autopilot) { a.MaxTrailingLogs = wish.MaxTrailingLogs },
+		"min-quorum":                func(a *client.Autopilot) { a.MinQuorum = wish.MinQuorum },
+		"server-stabilization-time": func(a *client.Autopilot) { a.ServerStabilizationTime = wish.ServerStabilizationTime },
+		"voter-cleanup-time":        func(a *client.Autopilot) { a.VoterCleanupTime = wish.VoterCleanupTime },
+	}
+	duration := func(d *client.Duration, name, usage string) { fs.DurationVar((*time.Duration)(d), name, 0, usage) }
+	fs.BoolVar(&wish.CleanupDeadServers, "cleanup-dead-servers", false, "remove members that have been dead for long; one that comes back enters by itself")
+	duration(&wish.DeadServerTime, "dead-server-time", "how long after its last report a voter is dead and a spare takes its place")
+	duration(&wish.LastContactThreshold, "last-contact-threshold", "how long a healthy member may be silent, beyond the half second between its reports")
+	duration(&wish.LearnerCleanupTime, "learner-cleanup-time", "how long a learner has been dead when it is cleaned up")
+	fs.Uint64Var(&wish.MaxTrailingLogs, "max-trailing-logs", 0, "how many entries of the log a healthy member may lack")
+	fs.Uint64Var(&wish.MinQuorum, "min-quorum", 0, "clean up voters only while this many are left (0: three)")
+	duration(&wish.ServerStabilizationTime, "server-stabilization-time", "how long a member must have been healthy before it becomes a voter")
+	duration(&wish.VoterCleanupTime, "voter-cleanup-time", "how long a voter or spare has been dead when it is cleaned up")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := conn.open()
+		if err != nil {
+			return err
+		}
+		a, _, err := c.Autopilot(cmd.Context())
+		if err != nil {
+			return err
+		}
+		for name, take := range given {
+			if fs.Changed(name) {
+				take(&a)
+			}
+		}
+		ok, _, err := c.SetAutopilot(cmd.Context(), a)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return refuse("try again", "somebody else has changed the setting meanwhile")
+		}
+		return writeAutopilot(cmd, &conn, a)
+	}
 	conn.add(cmd)
 	return cmd
 }
