@@ -63,8 +63,8 @@ func (x *exchange) blockRead(t command.Target, o command.ReadOptions, evaluate f
 func (x *exchange) knows(index uint64) bool { return x.known > 0 && max(index, 1) <= x.known }
 
 // untilNews calls look, which returns an index, until the client does not know it.
-// It looks again at each change of t, and a last time when the wait is over. While
-// nothing changes, all that a client costs is its connection. led: there is no news
+// It looks again at each change of t, and a last time when the wait is over or the
+// server stops. While nothing changes, all that a client costs is its connection. led: there is no news
 // without a leader, and look fails then.
 func (x *exchange) untilNews(t command.Target, led bool, look func() (index uint64, err error)) error {
 	wait, err := x.q.waiting()
@@ -75,6 +75,7 @@ func (x *exchange) untilNews(t command.Target, led bool, look func() (index uint
 	x.pending = pending{began: x.start, over: x.start.Add(wait + rand.N(wait/jitterParts+1))}
 	if p, ok := x.r.Context().Value(parkedKey{}).(*parked); ok && !p.pending.over.IsZero() {
 		x.pending, p.pending = p.pending, pending{}
+		p.came()
 		x.start = x.pending.began
 	}
 	for again := true; again && err == nil; {
@@ -86,8 +87,12 @@ func (x *exchange) untilNews(t command.Target, led bool, look func() (index uint
 // lookAndSleep looks once, sleeps when there is nothing new, and reports whether to
 // look again.
 func (x *exchange) lookAndSleep(t command.Target, led bool, look func() (uint64, error)) (again bool, err error) {
-	if time.Until(x.pending.over) <= 0 {
+	stopping := x.s.stopping.Err() != nil
+	if stopping || time.Until(x.pending.over) <= 0 {
 		x.known = 0 // anything is news
+	}
+	if stopping && led && !x.s.knowsLeader() {
+		return false, command.ErrStopping // nobody to be asked for an answer
 	}
 	changed, stop := x.s.node.Watch(t)
 	var leaderless <-chan struct{}
@@ -128,6 +133,6 @@ func (x *exchange) sleep(changed, leaderless <-chan struct{}, most time.Duration
 	case <-x.r.Context().Done():
 		return false, x.r.Context().Err()
 	case <-x.s.stopping.Done():
-		return false, command.ErrStopping
+		return true, nil
 	}
 }

@@ -39,6 +39,8 @@ func (l *leaderless) wake() {
 	}
 }
 
+func (s *Server) knowsLeader() bool { return s.node.Status().Leader != "" }
+
 // watchLeader runs until the server stops. A learner answers without a leader.
 func (s *Server) watchLeader() {
 	tick := time.NewTicker(leaderlessEvery)
@@ -50,7 +52,7 @@ func (s *Server) watchLeader() {
 		case <-s.stopping.Done():
 			return
 		}
-		if st := s.node.Status(); st.Leader != "" || st.State == "Learner" {
+		if s.knowsLeader() || s.node.Status().State == "Learner" {
 			seen = time.Now()
 		} else if time.Since(seen) >= leaderlessAfter {
 			s.leaderless.wake()

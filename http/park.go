@@ -8,6 +8,7 @@ import (
 	"net"
 	nethttp "net/http"
 	"os"
+	"sync"
 	"time"
 )
 
@@ -29,6 +30,14 @@ type parked struct {
 	again []byte
 	// pending is of the query that was parked, which takes it when it comes back.
 	pending pending
+	// came is called when the query is under way again, or its connection closed.
+	came func()
+}
+
+// Close implements net.Conn.
+func (p *parked) Close() error {
+	p.came()
+	return p.Conn.Close()
 }
 
 // withParked tells the requests of a connection that it was parked.
@@ -67,17 +76,23 @@ func (x *exchange) park(changed, leaderless <-chan struct{}, stop func()) bool {
 	if !ok || x.r.ContentLength != 0 || x.r.Context().Value(headKey{}) != nil {
 		return false
 	}
+	s := x.s // x ends with its handler
+	s.parkable.Lock()
+	defer s.parkable.Unlock()
+	if s.stopping.Err() != nil {
+		return false
+	}
 	conn, rw, err := x.w.Hijack()
 	if err != nil {
 		return false
 	}
 	next, _ := rw.Reader.Peek(rw.Reader.Buffered()) // of a client that does not wait for its answer
-	p := &parked{Conn: conn, again: append(request(x.r), next...), pending: x.pending}
+	p := &parked{Conn: conn, again: append(request(x.r), next...), pending: x.pending, came: sync.OnceFunc(s.coming.Done)}
+	s.coming.Add(1)
 	if before, ok := conn.(*parked); ok {
 		p.Conn, p.again = before.Conn, append(p.again, before.again...)
 	}
 	x.parked = true
-	s := x.s // x ends with its handler
 	s.metrics.inFlight.Add(1)
 	s.parking.Go(func() {
 		defer s.metrics.inFlight.Add(-1)
@@ -97,7 +112,7 @@ func request(r *nethttp.Request) []byte {
 }
 
 // hold holds a parked connection for as long as there is nothing to tell, and gives
-// it back, or closes it when the client is gone or the server stops.
+// it back, or closes it when the client is gone or the server has stopped.
 func (s *Server) hold(p *parked, changed, leaderless <-chan struct{}) {
 	ended := make(chan struct{})
 	var err error
@@ -124,23 +139,42 @@ func (s *Server) hold(p *parked, changed, leaderless <-chan struct{}) {
 		select {
 		case s.returned.conns <- p:
 			return
-		case <-s.stopping.Done():
+		case <-s.returned.over.Done():
 		}
 	}
 	_ = p.Close()
 }
 
-// returned is the listener by which parked connections come back.
+// awaitReturned waits until the queries that are back are under way, or ctx ends.
+func (s *Server) awaitReturned(ctx context.Context) {
+	came := make(chan struct{})
+	go func() { s.coming.Wait(); close(came) }()
+	select {
+	case <-came:
+	case <-ctx.Done():
+	}
+}
+
+// returned is the listener by which parked connections come back, until it is over.
 type returned struct {
-	conns    chan net.Conn
-	stopping context.Context
+	conns chan net.Conn
+	over  context.Context
+	end   context.CancelFunc
+	// served is closed when net/http has taken the last.
+	served chan struct{}
+}
+
+func newReturned() returned {
+	r := returned{conns: make(chan net.Conn), served: make(chan struct{})}
+	r.over, r.end = context.WithCancel(context.Background())
+	return r
 }
 
 func (l returned) Accept() (net.Conn, error) {
 	select {
 	case c := <-l.conns:
 		return c, nil
-	case <-l.stopping.Done():
+	case <-l.over.Done():
 		return nil, net.ErrClosed
 	}
 }

@@ -135,21 +135,27 @@ func TestAParkedQueryEndsWithItsClient(t *testing.T) {
 	})
 }
 
-func TestAServerThatStopsClosesWhatIsParked(t *testing.T) {
+func TestAServerThatStopsAnswersWhatIsParked(t *testing.T) {
 	n := newFakeNode()
-	n.apply(&command.Put{Key: "a"})
+	n.apply(&command.Put{Key: "a", Value: []byte("v")})
 	synctest.Test(t, func(t *testing.T) {
 		s, l := newTestServer(t, n), newPipes()
 		served := make(chan error, 1)
 		go func() { served <- s.Serve(l) }()
 		c := l.dial()
-		park(t, n, func() { send(c, "GET /v1/kv/a?index=1") })
+		park(t, n, func() { send(c, "GET /v1/kv/a?raw&index=1") })
 		began := time.Now()
-		if err := s.Shutdown(context.Background()); err != nil || time.Since(began) > time.Second {
+		down := make(chan error, 1)
+		go func() { down <- s.Shutdown(context.Background()) }()
+		in := bufio.NewReader(c)
+		if res, body := answerOf(t, in, "GET"); res.StatusCode != 200 || body != "v" || res.Header.Get("X-Consul-Index") != "1" {
+			t.Errorf("%d %q, %v", res.StatusCode, body, res.Header)
+		}
+		if err := <-down; err != nil || time.Since(began) > time.Second {
 			t.Errorf("stopped after %v: %v", time.Since(began), err)
 		}
-		if b, err := io.ReadAll(c); len(b) > 0 || err != nil {
-			t.Errorf("the client got %q, %v", b, err)
+		if b, err := io.ReadAll(in); len(b) > 0 || err != nil {
+			t.Errorf("the client got %q more, %v", b, err)
 		}
 		if err := <-served; err != nil || len(n.watching) != 0 {
 			t.Errorf("%v; %d watches are left", err, len(n.watching))

@@ -8,6 +8,7 @@ import (
 	"net"
 	nethttp "net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -173,9 +174,13 @@ type Server struct {
 	stop       context.CancelFunc
 	leaderless leaderless
 	// returned brings back the connections of queries that were parked; parking are
-	// the goroutines that hold them.
+	// the goroutines that hold them. parkable is held to begin one, and to stop.
+	// coming are those that are back and whose requests are not under way yet.
 	returned returned
+	parkable sync.Mutex
 	parking  sync.WaitGroup
+	coming   sync.WaitGroup
+	serving  atomic.Bool // Serve was called
 	// requests ends, with the contexts of all requests, when Shutdown's time
 	// is up.
 	requests context.Context
@@ -189,7 +194,7 @@ func New(cfg Config, n Node) *Server {
 	s := &Server{cfg: cfg, node: n, log: cfg.Log}
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	s.requests, s.abandon = context.WithCancel(context.Background())
-	s.returned = returned{conns: make(chan net.Conn), stopping: s.stopping}
+	s.returned = newReturned()
 	s.feeds = newFeedHub(s)
 	s.metrics = newMetrics(cfg.Metrics, n)
 	s.engine = s.newEngine()
@@ -219,21 +224,32 @@ func (s *Server) ServeHTTP(w nethttp.ResponseWriter, r *nethttp.Request) {
 // then. It closes l.
 func (s *Server) Serve(l net.Listener) error {
 	go s.watchLeader()
-	go func() { _ = s.server.Serve(s.returned) }() // ends with Shutdown
+	s.serving.Store(true)
+	go func() {
+		defer close(s.returned.served)
+		_ = s.server.Serve(s.returned) // ends with Shutdown
+	}()
 	if err := s.server.Serve(l); !errors.Is(err, nethttp.ErrServerClosed) {
 		return err
 	}
 	return nil
 }
 
-// Shutdown stops accepting requests and waits for those under way. Uploads end
-// with what was acknowledged so far. When ctx ends first, the remaining
+// Shutdown stops accepting requests and waits for those under way. Blocking queries
+// are answered as things are, uploads end with what was acknowledged so far. When ctx ends first, the remaining
 // requests are abandoned, their connections closed, and ctx's error returned.
 func (s *Server) Shutdown(ctx context.Context) error {
-	s.stop()
+	s.parkable.Lock()
+	s.stop() // nothing is parked any more
+	s.parkable.Unlock()
+	s.parking.Wait() // what was comes back for its answer
+	s.returned.end()
+	if s.serving.Load() {
+		<-s.returned.served
+	}
+	s.awaitReturned(ctx) // net/http drops a request that it has not read by now
 	err := s.server.Shutdown(ctx)
 	s.abandon()
-	s.parking.Wait()
 	if err != nil {
 		_ = s.server.Close() // the first error tells more
 	}
