@@ -12,7 +12,7 @@ GO_BUILD    := go build -trimpath -ldflags "$(if $(VERSION),-X main.version=$(VE
 # Whole clusters are tested alone: they need the processors to themselves.
 UNIT         = $$(go list ./... | grep -v /cluster-tests$$)
 
-.PHONY: help build dev test unit-test cluster-test race lint bench bench-store bench-feed bench-watch bench-leader image-context compose-test clean
+.PHONY: help build dev test unit-test cluster-test race lint bench bench-store bench-switchover bench-feed bench-watch bench-leader image-context compose-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,9 @@ bench: ## throughput, latency and failover of a three-voter cluster, as a table
 
 bench-store: ## what the state costs as it grows to 5,000,000 keys: time, memory and disk, as tables
 	go test -run '^TestMeasureStore$$' -count 1 -timeout 3h -v ./cluster-tests -measure
+
+bench-switchover: ## how long requests are held back while leadership is handed over, as a table
+	go test -run '^TestMeasureSwitchover$$' -count 1 -timeout 10m -v ./cluster-tests -measure
 
 bench-feed: ## how soon streams of changes tell, and what idle ones cost
 	go test -run '^TestMeasureFeed$$' -count 1 -timeout 30m -v ./cluster-tests -measure

@@ -22,6 +22,9 @@
 //	planted_test.go     bugs built into the binary on purpose, and who must find them
 //	compose_test.go     docker-compose.yml (make compose-test)
 //	measure_test.go     throughput, latency, failover (make bench)
+//	patient_test.go     clients of which no request may fail, whoever leads
+//	switchover_test.go  leadership handed over on purpose, and restarts one after the other
+//	measure_switchover_test.go how long that holds requests back (make bench-switchover)
 //	measure_store_test.go what the state costs (make bench-store)
 //	measure_watch_test.go what waiting clients cost (make bench-watch)
 //

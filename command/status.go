@@ -49,6 +49,9 @@ type Server struct {
 	Role    Role
 	Voter   bool
 	Leader  bool
+	// Priority is how much a voter is to lead rather than others; 0 while the
+	// answering node has not been told.
+	Priority int
 	// State is "leader", "voter", "learner", "spare" for one that does not vote,
 	// "catching-up", "unreachable", or "unknown" when the answering node is not told by
 	// a leader.

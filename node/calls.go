@@ -3,7 +3,9 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -38,6 +40,35 @@ func (n *Node) Call(ctx context.Context, from command.Hello, method uint8, req [
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	return n.onceLeading(ctx, func() ([]byte, error) { return n.answer(ctx, from, method, req) })
+}
+
+// onceLeading runs do again as long as it answers that this node does not lead only
+// because it has just won: a request that comes that soon would be sent back to
+// look for the leader that it has found.
+func (n *Node) onceLeading(ctx context.Context, do func() ([]byte, error)) ([]byte, error) {
+	for {
+		changed := n.changed.wait()
+		answer, err := do()
+		if !errors.Is(err, command.ErrNotLeader) || !n.winning() {
+			return answer, err
+		}
+		select {
+		case <-changed:
+		case <-time.After(retryInterval):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// winning reports whether this node was elected and has not applied its term's
+// first command yet.
+func (n *Node) winning() bool {
+	return n.raft.State() == raft.Leader && n.parts.FSM.Term() != n.raft.CurrentTerm()
+}
+
+func (n *Node) answer(ctx context.Context, from command.Hello, method uint8, req []byte) ([]byte, error) {
 	switch method {
 	case methodPropose:
 		return n.answerPropose(ctx, req)

@@ -63,6 +63,13 @@ type Config struct {
 	// reached still goes, so the data may end up a little above.
 	MaxData uint64
 
+	// LeaderPriority says how much this voter is to lead rather than others: a
+	// leader with a lower one hands over to it.
+	LeaderPriority int
+	// LeaderHoldOff is how long a voter of a higher priority must have been fit to
+	// lead before this node, as the leader, hands over to it.
+	LeaderHoldOff time.Duration
+
 	// Incarnation names this run of the process, as in its introductions.
 	Incarnation string
 
@@ -81,6 +88,7 @@ const (
 	DefaultRoundTimeout   = time.Second
 	DefaultInFlight       = 3
 	DefaultLogRetention   = 512 << 20
+	DefaultLeaderHoldOff  = 30 * time.Second
 )
 
 // DefaultHistory is the default of Config.History.
@@ -103,6 +111,7 @@ func (c *Config) validate() error {
 	setDefault(&c.RoundTimeout, DefaultRoundTimeout)
 	setDefault(&c.InFlight, DefaultInFlight)
 	setDefault(&c.LogRetention, DefaultLogRetention)
+	setDefault(&c.LeaderHoldOff, DefaultLeaderHoldOff)
 	setDefault(&c.History, DefaultHistory)
 	if c.Clock == nil {
 		c.Clock = SystemClock{}

@@ -21,8 +21,9 @@
 //
 // config.go and node.go say what a node is made of and how it lives; startup.go
 // brings it to where it was; copy.go takes what it lacks from others and gives
-// them what they lack; join.go makes it a member; leadership.go leads and hands
-// over; autopilot.go watches over the members while it leads, promoter.go decides who
+// them what they lack; join.go makes it a member; leadership.go leads; transfer.go
+// hands over, and preferred.go does so to the voter that is to lead rather;
+// autopilot.go watches over the members while it leads, promoter.go decides who
 // of them votes, and votes.go gives and takes votes; sessions.go lets sessions expire; compaction.go decides how much history is
 // kept; divergence.go compares contents and heal.go replaces bad ones; peers.go
 // remembers what others were seen to hold; status.go and reports.go say how it and

@@ -53,6 +53,9 @@ func (n *Node) leadership() {
 			term = now
 			n.changed.notify()
 		}
+		if term != 0 {
+			n.prefer()
+		}
 		select {
 		case <-n.raft.LeaderCh():
 		case <-tick.C:
@@ -78,6 +81,7 @@ func (n *Node) beginLeading(term uint64) bool {
 	command.SetTerm(entry, term)
 	f := n.raft.Apply(entry, 0)
 	n.group.lead(term)
+	n.changed.notify()
 	if err := n.wait(f); err != nil || n.parts.FSM.Term() != term {
 		n.endLeading()
 		return false
@@ -86,6 +90,7 @@ func (n *Node) beginLeading(term uint64) bool {
 	n.time.Store(&clusterTime{base: base, since: n.cfg.Clock.Steady(), steady: n.cfg.Clock.Steady})
 	n.timers.begin(term)
 	n.beginPilot(term)
+	n.preference.begin(n.cfg.Clock.Steady(), n.cfg.LeaderHoldOff)
 	n.log.Info("leading", "term", term)
 	return true
 }

@@ -26,6 +26,10 @@ type Node struct {
 	timers  *sessionTimers
 	reports reports
 	pilot   atomic.Pointer[pilot] // nil while not leading
+	// handing holds one: who hands leadership over.
+	handing    chan struct{}
+	preference preference
+	counts     counts
 	// changed wakes those who wait for a leader.
 	changed   signal
 	rounds    flight[confirmation]

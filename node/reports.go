@@ -16,6 +16,8 @@ type Report struct {
 	Lineage   command.Lineage `json:"lineage"`
 	// StalenessMS is the age of the member's state; -1 unknown.
 	StalenessMS int64 `json:"staleness_ms"`
+	// Priority is how much the member is to lead, see Config.LeaderPriority.
+	Priority int `json:"priority,omitempty"`
 }
 
 // reports holds the latest report of each member, on the leader.

@@ -44,6 +44,7 @@ func (n *Node) round() (confirmation, error) {
 	if !n.leads(c.term) {
 		return c, command.ErrNotLeader
 	}
+	n.counts.rounds.Add(1)
 	voters, self := n.voters()
 	need := (len(voters)+self)/2 + 1 - self
 	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.RoundTimeout)
@@ -206,6 +207,7 @@ func (n *Node) localIndex(ctx context.Context, lease bool) (Point, error) {
 }
 
 func (n *Node) remotePoint(method uint8) (Point, error) {
+	n.counts.indexRequests.Add(1)
 	p, _, err := n.remoteIndex(method, nil)
 	return p, err
 }

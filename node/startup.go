@@ -35,7 +35,7 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Node, error) {
 	}
 	n := &Node{
 		cfg: cfg, parts: parts, id: cfg.Self.ID, log: cfg.Log, began: time.Now(),
-		joining: make(chan struct{}, 1), started: make(chan struct{}), stop: make(chan struct{}), fatal: make(chan error, 1),
+		joining: make(chan struct{}, 1), handing: make(chan struct{}, 1), started: make(chan struct{}), stop: make(chan struct{}), fatal: make(chan error, 1),
 		sick: make(chan struct{}, 1), own: newOwn(),
 	}
 	n.seen.incarnation = map[string]string{}

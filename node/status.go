@@ -51,7 +51,7 @@ func (n *Node) CatchUp() command.CatchUp {
 }
 
 func (n *Node) report(staleness time.Duration, known bool) Report {
-	r := Report{LastIndex: n.raft.LastIndex(), LastTerm: n.lastTerm(), StalenessMS: -1}
+	r := Report{LastIndex: n.raft.LastIndex(), LastTerm: n.lastTerm(), StalenessMS: -1, Priority: n.cfg.LeaderPriority}
 	if known {
 		r.StalenessMS = staleness.Milliseconds()
 	}
@@ -143,6 +143,7 @@ func (n *Node) leaderSites() ([]command.Site, uint64, error) {
 			return
 		}
 		since := n.cfg.Clock.Steady() - r.at
+		s.Priority = r.Priority
 		s.Applied, s.Lineage = r.Revision, hex.EncodeToString(r.Lineage[:])
 		s.LastContact = since.Round(time.Millisecond).String()
 		if r.leader > r.Applied {
@@ -199,6 +200,7 @@ func (n *Node) sites(others func(command.Member, *command.Server)) ([]command.Si
 			s.State = "spare"
 		}
 		if m.ID == n.id {
+			s.Priority = n.cfg.LeaderPriority
 			lineage := view.Lineage()
 			s.Applied, s.Lineage, s.LastContact, s.Lag.ETA = view.Revision(), hex.EncodeToString(lineage[:]), "0s", 0
 			if since, ok := n.LastContact(); ok && !s.Leader {

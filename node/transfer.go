@@ -1,9 +1,11 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -11,12 +13,16 @@ import (
 	"github.com/holdfast-db/holdfast/command"
 )
 
+// transferLimit bounds a transfer that was asked for: a voter that does not take over
+// in this time is not asked again.
+const transferLimit = 3 * time.Second
+
 // TransferLeader hands leadership to a voter, given by id or name, or, when none
-// is given, to the most complete one. It returns when the new leader is known.
+// is given, to the one that suits best. It returns when that voter leads.
 // Writes that arrive meanwhile wait, and go to the new leader.
 //
-// Errors: command.ErrNoTarget, the member cannot lead or is not level;
-// command.ErrNoLeader.
+// Errors: command.ErrNoTarget, the member cannot lead, is not level or did not take
+// over; command.ErrNoLeader.
 func (n *Node) TransferLeader(ctx context.Context, to string) error {
 	_, err := n.atLeader(ctx, methodTransfer, []byte(to), n.answerTransfer)
 	return err
@@ -36,6 +42,8 @@ func (n *Node) answerTransfer(ctx context.Context, to []byte) ([]byte, error) {
 	if others, _ := n.voters(); len(others) == 0 {
 		return nil, command.ErrNoTarget.With("there is no other voter")
 	}
+	ctx, cancel := context.WithTimeout(ctx, transferLimit)
+	defer cancel()
 	return nil, n.handOver(ctx, target)
 }
 
@@ -70,10 +78,9 @@ func (n *Node) transferTarget(ctx context.Context, to string) (id string, err er
 	}
 }
 
-// StepDown hands leadership to the most complete other voter, if this node
-// leads, and returns when there is a new leader. Writes that are under way are
-// finished first, and those that arrive meanwhile wait and go to the new
-// leader: none fails.
+// StepDown hands leadership to another voter, if this node leads, and returns when
+// there is a new leader. Writes that are under way are finished first, and those
+// that arrive meanwhile wait and go to the new leader: none fails.
 func (n *Node) StepDown(ctx context.Context) error {
 	if n.raft.State() != raft.Leader {
 		return nil
@@ -81,44 +88,131 @@ func (n *Node) StepDown(ctx context.Context) error {
 	if others, _ := n.voters(); len(others) == 0 {
 		return nil // nobody to hand over to
 	}
-	return n.handOver(ctx, "")
-}
-
-// handOver gives leadership to a voter, "" for the most complete one, and returns
-// when another leader is known. Writes under way are finished first; those that
-// arrive meanwhile wait and go to the new leader: none fails.
-func (n *Node) handOver(ctx context.Context, to string) error {
-	transfer := n.raft.LeadershipTransfer
-	if to != "" {
-		transfer = func() raft.Future {
-			return n.raft.LeadershipTransferToServer(raft.ServerID(to), raft.ServerAddress(to))
-		}
-	}
-	// A transfer has one election timeout to succeed, and a busy target misses
-	// it: so it is tried until ctx ends.
-	for {
-		err := n.group.drain(ctx)
-		if err == nil {
-			err = n.wait(transfer())
-		}
-		if err == nil || n.raft.State() != raft.Leader {
-			break
-		}
-		n.group.unlock()
-		if pause(ctx) != nil {
+	for n.raft.State() == raft.Leader {
+		if err := n.handOver(ctx, ""); !errors.Is(err, command.ErrNotLeader) {
 			return err
 		}
 	}
+	return nil // somebody else leads
+}
+
+// handOver gives leadership to a voter, "" for the one that suits best, and returns
+// when it leads. Writes under way are finished first; those that arrive meanwhile
+// wait and go to the new leader: none fails. A voter has one election timeout to
+// take over, and a busy one misses it: so it is tried until ctx ends, with the writes
+// let in in between.
+//
+// Errors: command.ErrNotLeader, this node leads no longer, and not by what it did
+// here; command.ErrNoTarget, nobody took over.
+func (n *Node) handOver(ctx context.Context, to string) error {
+	select {
+	case n.handing <- struct{}{}: // one at a time: the next would let writes in again
+		defer func() { <-n.handing }()
+	case <-ctx.Done():
+		return command.ErrNoTarget.With("another transfer is under way")
+	case <-n.stop:
+		return command.ErrStopping
+	}
+	declined := map[string]bool{}
+	for n.raft.State() == raft.Leader {
+		target := to
+		if target == "" {
+			target = n.successor(declined)
+		}
+		err := n.handTo(ctx, target)
+		if err == nil {
+			return n.awaitLeader(ctx, to)
+		}
+		n.log.Info("leadership was not taken over, it is tried again", "by", target, "error", err)
+		declined[target] = true
+		if pause(ctx) != nil {
+			return command.ErrNoTarget.With("%s did not take over: %v", cmp.Or(target, "no voter"), err)
+		}
+	}
+	return command.ErrNotLeader
+}
+
+// handTo tries once to give leadership to a voter; "" leaves the choice to Raft.
+// Unless it returns nil this node goes on as it was.
+func (n *Node) handTo(ctx context.Context, target string) error {
+	err := n.group.drain(ctx)
+	if err == nil {
+		transfer := n.raft.LeadershipTransfer
+		if target != "" {
+			transfer = func() raft.Future {
+				return n.raft.LeadershipTransferToServer(raft.ServerID(target), raft.ServerAddress(target))
+			}
+		}
+		err = n.wait(transfer())
+	}
+	if err == nil || n.raft.State() != raft.Leader {
+		n.counts.handOvers.Add(1)
+		return nil
+	}
+	n.group.unlock()
+	return err
+}
+
+// awaitLeader returns when it is known who leads after a transfer, and whether it is
+// the voter that was meant; "" means any but this one. Errors: command.ErrNotLeader,
+// it is not; command.ErrNoLeader.
+func (n *Node) awaitLeader(ctx context.Context, want string) error {
 	for {
 		changed := n.changed.wait()
-		if id := n.leaderID(); id != "" && id != n.id {
+		switch id := n.leaderID(); {
+		case id == "", id == n.id && n.raft.State() != raft.Leader: // not yet, or still the old news
+		case id == want, want == "" && id != n.id:
 			return nil
+		default:
+			return command.ErrNotLeader.With("%s has won the election, not %s", id, cmp.Or(want, "another voter"))
 		}
 		select {
 		case <-changed:
 		case <-time.After(retryInterval):
 		case <-ctx.Done():
-			return errors.New("leadership was handed over, but no new leader is known yet")
+			return command.ErrNoLeader.With("leadership was handed over, but no new leader is known yet")
 		}
 	}
+}
+
+// successor is the voter that suits best to lead next: of those that are fit that with
+// the highest priority, then the most complete one. Those that have declined come
+// last. "" when none is known to be fit.
+func (n *Node) successor(declined map[string]bool) string {
+	fit := n.fitVoters()
+	if len(fit) == 0 {
+		return ""
+	}
+	return slices.MinFunc(fit, func(a, b successor) int {
+		switch {
+		case declined[a.id] && !declined[b.id]:
+			return 1
+		case declined[b.id] && !declined[a.id]:
+			return -1
+		}
+		return cmp.Or(cmp.Compare(b.priority, a.priority), cmp.Compare(b.lastIndex, a.lastIndex), strings.Compare(a.id, b.id))
+	}).id
+}
+
+// successor is a voter that could lead instead of this node.
+type successor struct {
+	id        string
+	priority  int
+	lastIndex uint64
+}
+
+// fitVoters are the other voters that could take over at once, as this leader knows
+// them: they reported just now, and hold nearly all of the log.
+func (n *Node) fitVoters() []successor {
+	h, err := n.judgeHealth()
+	if err != nil {
+		return nil
+	}
+	var fit []successor
+	for _, m := range h.Members {
+		if r, reported := n.reports.get(m.ID); reported && m.Voter && m.Healthy && m.ID != n.id {
+			fit = append(fit, successor{id: m.ID, priority: r.Priority, lastIndex: m.LastIndex})
+		}
+	}
+	return fit
 }

@@ -65,6 +65,11 @@ type agentConfig struct {
 	// slower hosts and networks between the voters without needless elections,
 	// and takes that much longer to replace a dead leader.
 	RaftMultiplier int
+	// LeaderPriority, 0 to 100, says how much this voter is to lead rather than others,
+	// and LeaderHoldOff how long such a one must have been fit until this node, as the
+	// leader, hands over to it.
+	LeaderPriority int
+	LeaderHoldOff  time.Duration
 	// MaxValue is the largest value in bytes that this node accepts from
 	// clients. Larger ones hold up every other write while they are replicated.
 	MaxValue int
@@ -112,6 +117,13 @@ type agentConfig struct {
 	// Version is this build's.
 	Version string
 }
+
+// Bounds of --leader-priority and --leader-hold-off. Members report twice a second,
+// so a shorter hold-off would rest on a single report.
+const (
+	maxLeaderPriority = 100
+	minLeaderHoldOff  = time.Second
+)
 
 // Bounds of --max-value. The upper one is what a log entry and a follower's
 // memory can stand.
@@ -197,6 +209,8 @@ and that over the file.`,
 	fs.StringVar(&f.Datacenter, "datacenter", "dc1", "name of the cluster for Consul clients")
 	fs.StringVar(&f.LogStore, "log-store", "wal", "how the Raft log is kept: wal or boltdb")
 	fs.IntVar(&f.RaftMultiplier, "raft-multiplier", 1, "stretch Raft's timeouts, 1 to 10, for slow hosts and networks")
+	fs.IntVar(&f.LeaderPriority, "leader-priority", 0, "of the voters the one with the highest is to lead, 0 to 100")
+	fs.DurationVar(&f.LeaderHoldOff, "leader-hold-off", node.DefaultLeaderHoldOff, "how long such a voter must have been fit before this leader hands over to it")
 	fs.Var(&f.maxValue, "max-value", "largest value clients may write")
 	fs.Var(&f.maxDataSize, "max-data-size", "size of all keys and values from which on puts are refused (0: no limit)")
 	fs.DurationVar(&f.History.Age, "history-age", node.DefaultHistory.Age, "keep changes this long")
@@ -285,6 +299,12 @@ func (f agentFlags) check() (agentConfig, error) {
 	}
 	if c.RaftMultiplier < 1 || c.RaftMultiplier > 10 {
 		return c, refuse("give 1 to 10", "--raft-multiplier %d is out of range", c.RaftMultiplier)
+	}
+	if c.LeaderPriority < 0 || c.LeaderPriority > maxLeaderPriority {
+		return c, refuse(fmt.Sprintf("give 0 to %d", maxLeaderPriority), "--leader-priority %d is out of range", c.LeaderPriority)
+	}
+	if c.LeaderHoldOff < minLeaderHoldOff {
+		return c, refuse(fmt.Sprintf("give %v or more", minLeaderHoldOff), "--leader-hold-off %v is out of range", c.LeaderHoldOff)
 	}
 	if f.maxValue < minMaxValue || f.maxValue > maxMaxValue {
 		return c, refuse(fmt.Sprintf("give %v to %v", byteSize(minMaxValue), byteSize(maxMaxValue)), "--max-value %v is out of range", f.maxValue)

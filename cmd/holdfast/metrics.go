@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-db/holdfast/http"
+	"github.com/holdfast-db/holdfast/node"
 	"github.com/holdfast-db/holdfast/store"
 	"github.com/holdfast-db/holdfast/transport"
 )
@@ -43,6 +44,18 @@ func storeMetrics(dir string, state *store.State, logs *store.Logs, tr *transpor
 		copies("open", "Copies being", false, func(c transport.CopyCount) float64 { return float64(c.Open) }),
 		copies("bytes_total", "Bytes of copies on the wire", true, func(c transport.CopyCount) float64 { return float64(c.Wire) }),
 	)
+}
+
+// nodeMetrics are the figures of what the node has done at /metrics.
+func nodeMetrics(n *node.Node) []http.Metric {
+	count := func(name, help string, value func(node.Counts) uint64) http.Metric {
+		return http.Metric{Name: "holdfast_" + name, Help: help, Counter: true, Value: func() float64 { return float64(value(n.Counts())) }}
+	}
+	return []http.Metric{
+		count("read_index_requests_total", "Messages to the leader that asked which index reads need; reads that wait at the same time share one.", func(c node.Counts) uint64 { return c.IndexRequests }),
+		count("leadership_rounds_total", "Rounds in which this leader asked the voters whether it still leads.", func(c node.Counts) uint64 { return c.Rounds }),
+		count("leadership_hand_overs_total", "Times this node gave leadership away on purpose.", func(c node.Counts) uint64 { return c.HandOvers }),
+	}
 }
 
 func freeBytes(dir string) float64 {

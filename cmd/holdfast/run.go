@@ -110,7 +110,7 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 	nodeConfig := node.Config{
 		Self: self, Home: cfg.Home, BootstrapExpect: cfg.BootstrapExpect, Join: cfg.Join, Datacenter: cfg.Datacenter,
 		Incarnation: a.incarnation, Heartbeat: time.Duration(cfg.RaftMultiplier) * node.DefaultHeartbeat,
-		LogRetention: cfg.LogRetention, History: cfg.History, MaxData: cfg.MaxDataSize,
+		LeaderPriority: cfg.LeaderPriority, LeaderHoldOff: cfg.LeaderHoldOff, LogRetention: cfg.LogRetention, History: cfg.History, MaxData: cfg.MaxDataSize,
 		Log: log, RaftLog: newLogger(cfg, "raft"),
 	}
 	// Ask the cluster, if it is there, whether it would have this node. Who was let
@@ -183,7 +183,7 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 	api := http.New(http.Config{
 		Datacenter: cfg.Datacenter, Version: cfg.Version, MaxValue: int64(cfg.MaxValue),
 		SessionTTLMin: cfg.SessionTTLMin, OnceRetention: cfg.OnceRetention, OnceBytes: cfg.OnceBytes,
-		OpenAPI: docs.OpenAPI, Metrics: storeMetrics(dir.Path(), state, logs, tr), Log: log.Named("http"),
+		OpenAPI: docs.OpenAPI, Metrics: append(storeMetrics(dir.Path(), state, logs, tr), nodeMetrics(n)...), Log: log.Named("http"),
 	}, replica)
 
 	// Serve: peers first, then the reading side, then clients.
