@@ -120,26 +120,24 @@ func (t *Transport) untilResumed(to string, header raft.RPCHeader, term uint64) 
 		t.log.Info("peer is paused, replication to it waits", "peer", to)
 	}
 	for leads {
-		back := p.returned()
+		back := p.returned() // before it is asked, so that no return is missed
+		beat := raft.AppendEntriesRequest{RPCHeader: header, Term: term}
+		err := t.request(ctx, to, raftBare, &beat, new(raft.AppendEntriesResponse))
+		if !errors.Is(err, errPaused) {
+			if err == nil {
+				p.behind.Store(true)
+			}
+			if p.paused.Swap(false) && err == nil {
+				t.log.Info("peer is paused no longer, replication to it goes on", "peer", to)
+			}
+			return nil
+		}
 		select {
 		case <-back:
 		case <-time.After(pausedHold):
 		case <-ctx.Done():
 			leads = false
-			continue
 		}
-		beat := raft.AppendEntriesRequest{RPCHeader: header, Term: term}
-		err := t.request(ctx, to, raftBare, &beat, new(raft.AppendEntriesResponse))
-		if errors.Is(err, errPaused) {
-			continue
-		}
-		if err == nil {
-			p.behind.Store(true)
-		}
-		if p.paused.Swap(false) && err == nil {
-			t.log.Info("peer is paused no longer, replication to it goes on", "peer", to)
-		}
-		return nil
 	}
 	if t.ctx.Err() != nil {
 		return raft.ErrTransportShutdown
