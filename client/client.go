@@ -352,7 +352,7 @@ func (c *Client) send(ctx context.Context, s server, r request, dog *watchdog) (
 // worthAsking reports whether another server may answer what this one refused.
 // Nothing was done in any of these cases.
 func worthAsking(err *Error, write bool) bool {
-	for _, e := range []error{command.ErrNoLeader, command.ErrNotLeader, command.ErrStopping, command.ErrNotReady} {
+	for _, e := range []error{command.ErrNoLeader, command.ErrNotLeader, command.ErrStopping, command.ErrNotReady, command.ErrPaused} {
 		if errors.Is(err, e) {
 			return true
 		}

@@ -66,6 +66,31 @@ func (c *Client) ReplicaStatus(ctx context.Context) (command.ReplicaStatus, Meta
 	return v, meta, err
 }
 
+// PauseReplica stops the syncing of the copy of the server that answers, which must be
+// a learner: command.ErrNotLearner. It goes on serving what it has, also after a
+// restart, until ResumeReplica. Either returns how the copy is then.
+func (c *Client) PauseReplica(ctx context.Context) (command.ReplicaStatus, Meta, error) {
+	return c.orderReplica(ctx, "pause")
+}
+
+// ResumeReplica starts the syncing of a paused copy again.
+func (c *Client) ResumeReplica(ctx context.Context) (command.ReplicaStatus, Meta, error) {
+	return c.orderReplica(ctx, "resume")
+}
+
+func (c *Client) orderReplica(ctx context.Context, order string) (command.ReplicaStatus, Meta, error) {
+	var v command.ReplicaStatus
+	meta, err := c.ask(ctx, request{method: http.MethodPut, path: "/v1/replica/" + order, write: true}, &v)
+	return v, meta, err
+}
+
+// Replicas is how the leader sees each learner; any server may be asked.
+func (c *Client) Replicas(ctx context.Context) ([]command.Replica, Meta, error) {
+	var v []command.Replica
+	meta, err := c.get(ctx, "/v1/replicas", &v)
+	return v, meta, err
+}
+
 // Ready reports whether the server that answers may serve. A nil error means
 // yes; an *Error with status 503 says why not.
 func (c *Client) Ready(ctx context.Context) error {

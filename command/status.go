@@ -53,8 +53,8 @@ type Server struct {
 	// answering node has not been told.
 	Priority int
 	// State is "leader", "voter", "learner", "spare" for one that does not vote,
-	// "catching-up", "unreachable", or "unknown" when the answering node is not told by
-	// a leader.
+	// "catching-up", "unreachable", "paused", or "unknown" when the answering node is not
+	// told by a leader.
 	State string
 	// Applied is the revision the server last reported.
 	Applied uint64
@@ -77,11 +77,13 @@ type Lag struct {
 
 // ReplicaStatus is what a copy says of itself in /v1/replica/status.
 type ReplicaStatus struct {
+	// Running: it is kept in step, as long as the leader can be reached. Not while it
+	// is paused or takes part no longer.
 	Running bool
 	// Mode is "voter", "learner" or "leader".
 	Mode string
-	// Status is "level", "catching-up", "cut-off", "starting", "diverged",
-	// "damaged" or "failed".
+	// Status is "level", "catching-up", "cut-off", "starting", "paused",
+	// "diverged", "damaged" or "failed".
 	Status string
 	// FailedRequests counts consecutive failed freshness probes.
 	FailedRequests uint64
@@ -127,6 +129,49 @@ type Link struct {
 	BytesSent   uint64
 	EntriesSent uint64 // entries it has taken of this node as leader
 	Paused      bool   // it told this node as leader that it takes no replication
+}
+
+// Replica is how the leader sees one learner, as /v1/replicas shows it. Counts are
+// those of the present leader since its process started.
+type Replica struct {
+	ID, Name, Site string
+	// Status is "level", "catching-up", "paused" or "unreachable".
+	Status string
+	// LastSeenTimestamp is when anything of it last arrived (RFC 3339), empty when
+	// nothing has; LastRequest what it last asked for: "probe", "read", "write",
+	// "renew", "join", "compare" or "copy".
+	LastSeenTimestamp string
+	LastRequest       string
+	// RemoteAddress and RemotePort are the far end of the newest connection.
+	RemoteAddress string
+	RemotePort    int
+	// TransferredEntries counts log entries it has taken, TransferredBytes all that was
+	// sent to it, as it travelled.
+	TransferredEntries, TransferredBytes uint64
+	// SnapshotsSent and DeltasSent count full copies and deltas.
+	SnapshotsSent, DeltasSent uint64
+	// Applied is the revision it last reported, 0 when it has not; AppliedIndex the
+	// last Raft entry it is known to have applied.
+	Applied, AppliedIndex uint64
+	// Lag has -1 for seconds and ETA that are not known.
+	Lag Lag
+	Log LogPlace
+}
+
+// LogPlace is where a member stands in the leader's log.
+type LogPlace struct {
+	// First is the first entry of the log. Distance is how many entries lie between it
+	// and the first one that the member lacks; negative: that one is gone, and the
+	// member needs a delta or a full copy.
+	First    uint64
+	Distance int64
+	// Used is which part of what the log keeps the member lacks, by bytes or by time,
+	// whichever is more: at 1 it needs a copy. ExpiresIn is in how many seconds that is
+	// expected, -1 when it is not.
+	Used      float64
+	ExpiresIn float64
+	// Warning: Used is 0.8 or more.
+	Warning bool
 }
 
 // NodeStatus is what a node knows of itself and of the cluster right now.

@@ -44,10 +44,11 @@ type fakeNode struct {
 	restore func(archive io.Reader) (uint64, error)
 	renew   func(id string) (command.Session, error)
 
-	info    command.ReadInfo
-	status  command.NodeStatus
-	sites   []command.Site
-	replica command.ReplicaStatus
+	info     command.ReadInfo
+	status   command.NodeStatus
+	sites    []command.Site
+	replica  command.ReplicaStatus
+	learners []command.Replica
 	// membersAt is the revision of the last change of a member.
 	membersAt uint64
 
@@ -278,6 +279,22 @@ func (n *fakeNode) Sites(context.Context) ([]command.Site, uint64, error) {
 }
 
 func (n *fakeNode) ReplicaStatus() command.ReplicaStatus { return n.replica }
+
+func (n *fakeNode) Replicas(context.Context) ([]command.Replica, error) { return n.learners, n.refuse }
+
+func (n *fakeNode) Pause(context.Context) error {
+	if n.refuse == nil {
+		n.replica.Running, n.replica.Status = false, "paused"
+	}
+	return n.refuse
+}
+
+func (n *fakeNode) Resume(context.Context) error {
+	if n.refuse == nil {
+		n.replica.Running, n.replica.Status = true, "level"
+	}
+	return n.refuse
+}
 
 // fakeView is the fake's present state and its history. Methods that these
 // tests do not need are missing and would panic.

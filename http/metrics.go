@@ -1,6 +1,7 @@
 package http
 
 import (
+	"context"
 	nethttp "net/http"
 	"strconv"
 	"sync/atomic"
@@ -88,6 +89,8 @@ type nodeCollector struct {
 	running, status, failed, staleness, success *prometheus.Desc
 	catchUp, catchUpBytes, catchUpSeconds       *prometheus.Desc
 	diverged, damaged                           *prometheus.Desc
+	lagEntries, lagBytes, lagSeconds            *prometheus.Desc
+	logUsed, logExpires, learnerStatus          *prometheus.Desc
 }
 
 func newNodeCollector(n Node) *nodeCollector {
@@ -119,6 +122,13 @@ func newNodeCollector(n Node) *nodeCollector {
 		catchUpSeconds: d("replica_last_catch_up_seconds", "Time taken by the last catch-up.", "kind"),
 		diverged:       d("replica_diverged", "1 while this copy's contents are known to differ from the leader's."),
 		damaged:        d("damaged_ranges", "Parts of the stored state found bad and not repaired yet."),
+
+		lagEntries:    d("learner_lag_entries", "On the leader: log entries a learner lacks.", "learner", "site"),
+		lagBytes:      d("learner_lag_bytes", "On the leader: about how many bytes of log a learner lacks.", "learner", "site"),
+		lagSeconds:    d("learner_lag_seconds", "On the leader: upper bound of the age of a learner's copy; absent while unknown.", "learner", "site"),
+		logUsed:       d("learner_log_used_ratio", "On the leader: which part of what the log keeps a learner lacks; at 1 it needs a copy.", "learner", "site"),
+		logExpires:    d("learner_log_expires_seconds", "On the leader: when a learner is expected to lack more than the log keeps; absent when it is not.", "learner", "site"),
+		learnerStatus: d("learner_status", "On the leader: 1 for the status a learner is in.", "learner", "site", "status"),
 	}
 }
 
@@ -127,7 +137,7 @@ func (c *nodeCollector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.info, c.leads, c.knowsLeader, c.ready, c.started, c.revision, c.term, c.lastIndex, c.commitIndex, c.appliedIndex,
 		c.lastContact, c.voters, c.running, c.status, c.failed, c.staleness, c.success, c.catchUp, c.catchUpBytes, c.catchUpSeconds,
-		c.diverged, c.damaged,
+		c.diverged, c.damaged, c.lagEntries, c.lagBytes, c.lagSeconds, c.logUsed, c.logExpires, c.learnerStatus,
 	} {
 		out <- d
 	}
@@ -177,5 +187,25 @@ func (c *nodeCollector) Collect(out chan<- prometheus.Metric) {
 		gauge(c.catchUp, float64(rs.LastCatchUp.Records), k)
 		gauge(c.catchUpBytes, float64(rs.LastCatchUp.Bytes), k)
 		gauge(c.catchUpSeconds, rs.LastCatchUp.Seconds, k)
+	}
+
+	if st.State != "Leader" {
+		return
+	}
+	all, err := c.node.Replicas(context.Background()) // asks nobody else
+	if err != nil {
+		return // it leads no longer
+	}
+	for _, r := range all {
+		flag(c.learnerStatus, true, r.Name, r.Site, r.Status)
+		gauge(c.lagEntries, float64(r.Lag.Entries), r.Name, r.Site)
+		gauge(c.lagBytes, float64(r.Lag.Bytes), r.Name, r.Site)
+		if r.Lag.Seconds >= 0 {
+			gauge(c.lagSeconds, r.Lag.Seconds, r.Name, r.Site)
+		}
+		gauge(c.logUsed, r.Log.Used, r.Name, r.Site)
+		if r.Log.ExpiresIn >= 0 {
+			gauge(c.logExpires, r.Log.ExpiresIn, r.Name, r.Site)
+		}
 	}
 }

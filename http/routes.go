@@ -80,6 +80,9 @@ func routes() []route {
 		{method: get, path: "/v1/sites", params: blocking, handle: (*Server).getSites},
 		{method: get, path: "/v1/sites/:name/applied", params: blocking, handle: (*Server).getApplied},
 		{method: get, path: "/v1/replica/status", params: everywhere, handle: (*Server).getReplicaStatus},
+		{method: put, path: "/v1/replica/pause", params: everywhere, handle: (*Server).pauseReplica},
+		{method: put, path: "/v1/replica/resume", params: everywhere, handle: (*Server).resumeReplica},
+		{method: get, path: "/v1/replicas", params: everywhere, handle: (*Server).getReplicas},
 		{method: get, path: "/v1/openapi.json", handle: (*Server).getOpenAPI},
 
 		{method: get, path: "/healthz", handle: (*Server).getHealth},

@@ -52,6 +52,12 @@ type Node interface {
 	// of them by itself.
 	Health(ctx context.Context) (command.Health, error)
 	LocalHealth() (command.Health, error)
+	// Replicas is how the leader sees each learner.
+	Replicas(ctx context.Context) ([]command.Replica, error)
+	// Pause stops the syncing of this node's copy, durably, and Resume starts it again:
+	// command.ErrNotLearner on a node that votes.
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
 	// TransferLeader hands leadership to a voter by id or name, to any when empty.
 	TransferLeader(ctx context.Context, to string) error
 	// RemovePeer takes a member, by id or by node address, out for good.

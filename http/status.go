@@ -1,6 +1,7 @@
 package http
 
 import (
+	"context"
 	"net"
 	nethttp "net/http"
 	"strconv"
@@ -189,6 +190,31 @@ func (s *Server) getReplicaStatus(x *exchange) {
 		rs.Damaged = []command.Damage{}
 	}
 	x.replyValue(rs)
+}
+
+func (s *Server) pauseReplica(x *exchange)  { s.orderReplica(x, s.node.Pause) }
+func (s *Server) resumeReplica(x *exchange) { s.orderReplica(x, s.node.Resume) }
+
+// orderReplica carries an order out and answers with how the copy is then.
+func (s *Server) orderReplica(x *exchange, order func(context.Context) error) {
+	if err := order(x.r.Context()); err != nil {
+		x.fail(err)
+		return
+	}
+	s.getReplicaStatus(x)
+}
+
+// getReplicas is GET /v1/replicas.
+func (s *Server) getReplicas(x *exchange) {
+	all, err := s.node.Replicas(x.r.Context())
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	if all == nil {
+		all = []command.Replica{}
+	}
+	x.replyValue(all)
 }
 
 func (s *Server) getOpenAPI(x *exchange) {

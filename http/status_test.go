@@ -88,6 +88,63 @@ func TestReplicaStatusIsTheNodesOwn(t *testing.T) {
 	}
 }
 
+func TestACopyIsPausedAndResumed(t *testing.T) {
+	n := newFakeNode()
+	s := newTestServer(t, n)
+	for _, c := range []struct {
+		order   string
+		running bool
+		status  string
+	}{{"pause", false, "paused"}, {"resume", true, "level"}} {
+		w := ask(t, s, "PUT", "/v1/replica/"+c.order, nil)
+		var got command.ReplicaStatus
+		if err := json.Unmarshal(w.Body.Bytes(), &got); w.Code != 200 || err != nil || got.Running != c.running || got.Status != c.status {
+			t.Errorf("%s: %d %s: %v", c.order, w.Code, w.Body, err)
+		}
+	}
+	n.refuse = command.ErrNotLearner.With("n1 votes")
+	want(t, ask(t, s, "PUT", "/v1/replica/pause", nil), 409, "only a learner can be paused: n1 votes")
+	if w := ask(t, s, "GET", "/v1/replica/pause", nil); w.Code != 405 {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+func TestReplicasAreTheLeadersRowsAndMetrics(t *testing.T) {
+	n := newFakeNode()
+	s := newTestServer(t, n)
+	want(t, ask(t, s, "GET", "/v1/replicas", nil), 200, "[]")
+	n.learners = []command.Replica{{
+		ID: "e1-00", Name: "e1", Site: "east", Status: "paused", LastSeenTimestamp: "2026-01-02T03:04:05Z", LastRequest: "probe",
+		RemoteAddress: "10.0.1.1", RemotePort: 4711, TransferredEntries: 5, TransferredBytes: 600, SnapshotsSent: 1, DeltasSent: 2,
+		Applied: 7, AppliedIndex: 17, Lag: command.Lag{Entries: 3, Bytes: 99, Seconds: 1.5, ETA: -1},
+		Log: command.LogPlace{First: 2, Distance: 16, Used: 0.9, ExpiresIn: 60, Warning: true},
+	}}
+	w := ask(t, s, "GET", "/v1/replicas", nil)
+	var got []command.Replica
+	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || !reflect.DeepEqual(got, n.learners) {
+		t.Errorf("%s: %v", w.Body, err)
+	}
+	text := ask(t, s, "GET", "/metrics", nil).Body.String()
+	for _, line := range []string{
+		`holdfast_learner_lag_entries{learner="e1",site="east"} 3`,
+		`holdfast_learner_lag_bytes{learner="e1",site="east"} 99`,
+		`holdfast_learner_lag_seconds{learner="e1",site="east"} 1.5`,
+		`holdfast_learner_log_used_ratio{learner="e1",site="east"} 0.9`,
+		`holdfast_learner_log_expires_seconds{learner="e1",site="east"} 60`,
+		`holdfast_learner_status{learner="e1",site="east",status="paused"} 1`,
+	} {
+		if !strings.Contains(text, line+"\n") {
+			t.Errorf("there is no %s", line)
+		}
+	}
+	n.status.State = "Follower"
+	if text := ask(t, s, "GET", "/metrics", nil).Body.String(); strings.Contains(text, "holdfast_learner_") {
+		t.Error("a follower speaks for learners")
+	}
+	n.refuse = command.ErrPaused
+	want(t, ask(t, s, "GET", "/v1/replicas", nil), 503, "this copy is paused")
+}
+
 func TestHealthAndReadiness(t *testing.T) {
 	n := newFakeNode()
 	s := newTestServer(t, n)

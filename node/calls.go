@@ -28,6 +28,7 @@ const (
 	methodLineage    uint8 = 12 // revision -> lineage there
 	methodDecided    uint8 = 13 // term, write's ID -> applied index; leader only
 	methodRenew      uint8 = 14 // session's ID -> encoded session; leader only
+	methodReplicas   uint8 = 30 // nothing -> learners as the leader sees them; leader only
 	methodHealth     uint8 = 20 // nothing -> command.Health; leader only
 	methodTransfer   uint8 = 21 // id or name of a voter -> nothing; leader only
 	methodRemove     uint8 = 22 // removal -> nothing; leader only
@@ -40,6 +41,7 @@ func (n *Node) Call(ctx context.Context, from command.Hello, method uint8, req [
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	n.traffic.asked(from.ID, method)
 	return n.onceLeading(ctx, func() ([]byte, error) { return n.answer(ctx, from, method, req) })
 }
 
@@ -111,6 +113,8 @@ func (n *Node) answer(ctx context.Context, from command.Hello, method uint8, req
 		return n.answerDecided(ctx, req)
 	case methodRenew:
 		return n.answerRenew(ctx, req)
+	case methodReplicas:
+		return n.answerReplicas(ctx, req)
 	case methodHealth:
 		return n.answerHealth(ctx, req)
 	case methodTransfer:

@@ -190,6 +190,7 @@ func (m *member) tryStart(ctx context.Context) (err error) {
 			}
 		},
 		EntryTerm:     func(index uint64) (uint64, bool) { return m.logs.EntryTerm(index) },
+		Paused:        func() bool { n := m.n.Load(); return n != nil && n.Paused() },
 		MayLead:       func() bool { n := m.n.Load(); return n != nil && n.MayLead() },
 		BeforeInstall: func(ctx context.Context, to string) error { return m.n.Load().OfferCopy(ctx, to) },
 	})
@@ -245,6 +246,8 @@ func (i identityParts) Cluster() (string, uint64) {
 	return id.ClusterID, id.Epoch
 }
 func (i identityParts) SetCluster(id string, epoch uint64) error { return i.dir.SetCluster(id, epoch) }
+func (i identityParts) Paused() bool                             { return i.dir.Identity().Paused }
+func (i identityParts) SetPaused(paused bool) error              { return i.dir.SetPaused(paused) }
 
 func (m *member) stop() {
 	if !m.running {

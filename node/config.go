@@ -55,6 +55,9 @@ type Config struct {
 	// LogRetention is about how many bytes of log are kept after a snapshot, so
 	// that a member that was away catches up by log.
 	LogRetention uint64
+	// LogOutage is the longest absence that is to be made good from the log: of
+	// LogRetention, what is older is not kept.
+	LogOutage time.Duration
 	// History is how much history the cluster keeps, as long as this node leads
 	// it; its zero value means the defaults.
 	History command.Retention
@@ -89,6 +92,7 @@ const (
 	DefaultInFlight       = 3
 	DefaultLogRetention   = 512 << 20
 	DefaultLeaderHoldOff  = 30 * time.Second
+	DefaultLogOutage      = 24 * time.Hour
 )
 
 // DefaultHistory is the default of Config.History.
@@ -112,6 +116,7 @@ func (c *Config) validate() error {
 	setDefault(&c.InFlight, DefaultInFlight)
 	setDefault(&c.LogRetention, DefaultLogRetention)
 	setDefault(&c.LeaderHoldOff, DefaultLeaderHoldOff)
+	setDefault(&c.LogOutage, DefaultLogOutage)
 	setDefault(&c.History, DefaultHistory)
 	if c.Clock == nil {
 		c.Clock = SystemClock{}
@@ -180,7 +185,8 @@ type State interface {
 	LeapRequest() []byte
 	// WriteCopy answers a request: with what changed since the asker's revision
 	// where history still has it, with the damaged ranges it named, else with
-	// everything.
+	// everything. A writer that has a method CopyKind(kind string) is told of which
+	// kind it is.
 	WriteCopy(ctx context.Context, request []byte, w io.Writer) error
 	// ReceiveCopy takes in the answer. A delta or a range is in place when it
 	// returns; a full copy is staged until Raft's restore, or SwapCopy.
@@ -235,6 +241,9 @@ type Identity interface {
 	Cluster() (id string, epoch uint64)
 	// SetCluster is durable on return.
 	SetCluster(id string, epoch uint64) error
+	// Paused is whether this copy was paused; SetPaused is durable on return.
+	Paused() bool
+	SetPaused(paused bool) error
 }
 
 // Transport is the node port.
@@ -251,6 +260,10 @@ type Transport interface {
 	SetLeading(leading bool)
 	InjectCommit(leaderID string, term, index, indexTerm uint64)
 	Disconnect(id string)
+	// Link tells what is known of the way to a member; Knock connects to one and hangs
+	// up, so that it goes on with what it holds for this node.
+	Link(id string) command.Link
+	Knock(ctx context.Context, id string) error
 	// CloseStreams fails Raft's requests under way.
 	CloseStreams()
 }

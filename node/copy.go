@@ -30,7 +30,8 @@ func (n *Node) Copy(ctx context.Context, from command.Hello, req []byte, w io.Wr
 	if err != nil && ctx.Err() != nil {
 		return err
 	}
-	return n.parts.State.WriteCopy(ctx, req, w)
+	n.traffic.of(from.ID, func(m *memberTraffic) { m.request = "copy" })
+	return n.parts.State.WriteCopy(ctx, req, copyTeller{w, &n.traffic, from.ID})
 }
 
 // OfferCopy makes the member to take from this node what it lacks and returns
@@ -63,9 +64,16 @@ func (n *Node) fetchCopy(ctx context.Context, from string) error {
 	_, err := n.fetches.do(ctx, func() (struct{}, error) {
 		n.copying.Lock()
 		defer n.copying.Unlock()
-		_, err := n.takeCopy(n.ctx, false, func(ctx context.Context, req []byte) (io.ReadCloser, error) {
+		ctx, err := n.syncing()
+		if err != nil {
+			return struct{}{}, err
+		}
+		_, err = n.takeCopy(ctx, false, func(ctx context.Context, req []byte) (io.ReadCloser, error) {
 			return n.parts.Transport.FetchCopy(ctx, n.fetchFrom.Load().(string), req)
 		})
+		if err != nil && n.Paused() {
+			err = command.ErrPaused // it goes on where it was once the copy is resumed
+		}
 		return struct{}{}, err
 	})
 	return err

@@ -26,8 +26,9 @@
 // autopilot.go watches over the members while it leads, promoter.go decides who
 // of them votes, and votes.go gives and takes votes; sessions.go lets sessions expire; compaction.go decides how much history is
 // kept; divergence.go compares contents and heal.go replaces bad ones; peers.go
-// remembers what others were seen to hold; status.go and reports.go say how it and
-// the others do; operator.go does what operators ask for.
+// remembers what others were seen to hold; status.go, reports.go and replicas.go say
+// how it and the others do; pause.go stops and resumes a learner; retention.go sizes
+// the log; operator.go does what operators ask for.
 //
 // # Goroutines
 //
@@ -35,7 +36,8 @@
 //	             term command (leadership.go)
 //	autopilot    judges the members, gives and takes votes, while leading (autopilot.go)
 //	membership   forms or joins the cluster, announces changed addresses (join.go)
-//	housekeeping sizes the log by bytes, remembers what peers were seen to hold
+//	housekeeping sizes the log, warns of learners that will need more of it, remembers
+//	             what peers were seen to hold
 //	compaction   moves the compaction point, while leading (compaction.go)
 //	healing      repairs or replaces contents that are bad (heal.go)
 //	sessions     ends sessions nobody renews, while leading (sessions.go)

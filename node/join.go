@@ -242,6 +242,9 @@ func (n *Node) enter() (done bool, err error) {
 		return true, n.remind(ctx)
 	}
 	if cluster, _ := n.parts.Identity.Cluster(); cluster != "" && n.raft.LastIndex() > 0 {
+		if n.Paused() {
+			return true, nil // what others know of it is put right when it is resumed
+		}
 		// A member whose entry is missing or out of date: the leader will put
 		// it right.
 		if n.leaderID() == n.id {

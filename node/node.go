@@ -30,6 +30,10 @@ type Node struct {
 	handing    chan struct{}
 	preference preference
 	counts     counts
+	traffic    traffic
+	pausing    pausing
+	// retention is when the log was how long.
+	retention retention
 	// changed wakes those who wait for a leader.
 	changed   signal
 	rounds    flight[confirmation]
@@ -78,13 +82,15 @@ type Node struct {
 	fatal   chan error // the failure that ends the process
 }
 
-// logBudget turns the retention in bytes into Raft's two counts of entries.
+// logBudget turns the retention into Raft's two counts of entries.
 func (n *Node) logBudget() (threshold, trailing uint64) {
 	if n.logHolds.Load() > 0 {
 		return 1 << 20, 1 << 40 // whoever takes a copy will need what follows it
 	}
-	size := max(n.parts.Logs.EntryBytes(), 1)
-	trailing = max(n.cfg.LogRetention/size, 256)
+	trailing = n.logLimit()
+	if entries, ok := n.retention.within(n.cfg.Clock.Steady(), n.lastIndex()); ok {
+		trailing = max(min(trailing, entries), leastTrailing)
+	}
 	return min(max(trailing/4, 64), 8192), trailing
 }
 
@@ -125,15 +131,19 @@ func (n *Node) loop(fn func()) {
 	}()
 }
 
-// housekeeping sizes the log by bytes and watches for failures of the disk.
+// housekeeping sizes the log, warns of learners that will need more of it, and watches
+// for failures of the disk.
 func (n *Node) housekeeping() {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
+	var warned warnings
 	for {
 		select {
 		case <-tick.C:
+			n.retention.note(n.cfg.Clock.Steady(), n.lastIndex())
 			n.setLogBudget()
 			n.rememberPeers()
+			n.warn(&warned)
 		case err := <-n.parts.Failed:
 			n.Fail(err, false)
 			n.shutdownRaft()
@@ -141,6 +151,14 @@ func (n *Node) housekeeping() {
 			return
 		}
 	}
+}
+
+// lastIndex is the last entry of the log, 0 before Raft has started.
+func (n *Node) lastIndex() uint64 {
+	if n.raft == nil {
+		return 0
+	}
+	return n.raft.LastIndex()
 }
 
 func (n *Node) setLogBudget() {

@@ -174,13 +174,16 @@ func (n *Node) admitWrite(w write) error {
 
 // withLeader runs do against the leader, and again when it turns out that
 // nothing was done because there is another one, or none yet. It gives up after
-// Config.Wait.
+// Config.Wait, and at once while this copy is paused.
 func (n *Node) withLeader(ctx context.Context, do func(ctx context.Context, leader string) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, n.cfg.Wait, command.ErrNoLeader)
 	defer cancel()
 	var last error
 	for {
 		changed := n.changed.wait()
+		if n.Paused() {
+			return command.ErrPaused
+		}
 		if leader := n.leaderID(); leader != "" {
 			last = do(ctx, leader)
 			if last == nil || !tryElsewhere(last) {

@@ -41,6 +41,8 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Node, error) {
 	n.seen.incarnation = map[string]string{}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.timers = n.newSessionTimers()
+	n.retention.outage = cfg.LogOutage
+	n.initPause()
 	parts.FSM.Observe(n.applied)
 	if err := n.align(ctx); err != nil {
 		return nil, err
@@ -145,7 +147,7 @@ const (
 // again. Whatever goes wrong, Raft's log does it.
 func (n *Node) leap(ctx context.Context) error {
 	req := n.parts.State.LeapRequest()
-	if req == nil {
+	if req == nil || n.Paused() {
 		return nil
 	}
 	n.copying.Lock()

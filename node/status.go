@@ -138,6 +138,9 @@ func (n *Node) leaderSites() ([]command.Site, uint64, error) {
 	}
 	return n.sites(func(m command.Member, s *command.Server) {
 		r, ok := n.reports.get(m.ID)
+		if n.parts.Transport.Link(m.ID).Paused {
+			defer func() { s.State = "paused" }()
+		}
 		if !ok {
 			s.State = "unreachable"
 			return

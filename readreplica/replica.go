@@ -63,6 +63,9 @@ type Node interface {
 	// the leader's, 0 while it is not. Meanwhile View refuses.
 	Diverged() uint64
 	Status() command.NodeStatus
+	// Paused: the syncing of this copy was stopped. Resume starts it again.
+	Paused() bool
+	Resume(ctx context.Context) error
 
 	// Passed through.
 	RenewSession(ctx context.Context, id string) (command.Session, error)
@@ -76,6 +79,8 @@ type Node interface {
 	LocalHealth() (command.Health, error)
 	TransferLeader(ctx context.Context, to string) error
 	RemovePeer(ctx context.Context, id, address string) error
+	Pause(ctx context.Context) error
+	Replicas(ctx context.Context) ([]command.Replica, error)
 }
 
 // Replica answers reads on a node. Writes and topology pass through to it.
@@ -94,6 +99,9 @@ type Replica struct {
 	// levelBy is how the copy had got level when it last was: another way since
 	// means that it has taken a copy, which has recorded itself.
 	levelBy atomic.Pointer[command.CatchUp]
+
+	// resumed makes the next probe come at once.
+	resumed chan struct{}
 
 	stop  chan struct{}
 	ctx   context.Context
@@ -119,7 +127,7 @@ func New(cfg Config, n Node) *Replica {
 	if cfg.Log == nil {
 		cfg.Log = hclog.NewNullLogger()
 	}
-	r := &Replica{Node: n, cfg: cfg, clock: n.Clock(), state: n.State(), began: n.Clock().Steady(), stop: make(chan struct{})}
+	r := &Replica{Node: n, cfg: cfg, clock: n.Clock(), state: n.State(), began: n.Clock().Steady(), resumed: make(chan struct{}, 1), stop: make(chan struct{})}
 	r.ctx, r.end = context.WithCancel(context.Background())
 	return r
 }
@@ -140,18 +148,33 @@ func (r *Replica) Stop() {
 	r.loops.Wait()
 }
 
+// Resume starts the syncing of a paused copy again.
+func (r *Replica) Resume(ctx context.Context) error {
+	if err := r.Node.Resume(ctx); err != nil {
+		return err
+	}
+	select {
+	case r.resumed <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
 // maxWaiting bounds the probe answers that wait for their index while a copy is
 // behind: enough to certify at every step of a long catch-up.
 const maxWaiting = 64
 
-// probe asks the leader in every interval.
+// probe asks the leader in every interval, but not while the copy is paused.
 func (r *Replica) probe() {
 	tick := time.NewTicker(r.cfg.ProbeInterval)
 	defer tick.Stop()
 	for {
-		r.probeOnce()
+		if !r.Paused() {
+			r.probeOnce()
+		}
 		select {
 		case <-tick.C:
+		case <-r.resumed:
 		case <-r.stop:
 			return
 		}
@@ -222,7 +245,9 @@ func (r *Replica) prove(t node.Instant) {
 //
 // Errors: command.ErrNoLeader; command.ErrTooStale, no state within MaxStale
 // can be reached; command.ErrRevisionNotReached; command.ErrNotReady, this node
-// never held a complete state; command.ErrDiverged, what it holds is wrong.
+// never held a complete state; command.ErrDiverged, what it holds is wrong;
+// command.ErrPaused, at once, when it takes the leader to answer and this copy is
+// paused.
 func (r *Replica) Read(ctx context.Context, o command.ReadOptions, fn func(command.View) error) (command.ReadInfo, error) {
 	if at := r.Diverged(); at != 0 {
 		return r.info(node.Instant{}, false), command.ErrDiverged.With("from revision %d on", at)
@@ -281,7 +306,7 @@ func (r *Replica) gate(ctx context.Context, o command.ReadOptions, fresh bool) (
 		if err == nil {
 			return t, true, nil
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || errors.Is(err, command.ErrPaused) {
 			return asOf, known, err
 		}
 		if known {
@@ -309,7 +334,11 @@ func (r *Replica) settle(ctx context.Context, lease bool) (node.Instant, error) 
 	short, cancel := context.WithTimeout(ctx, r.cfg.Wait)
 	defer cancel()
 	if err := r.Await(short, p); err != nil {
-		if ctx.Err() == nil && short.Err() != nil {
+		switch {
+		case ctx.Err() != nil || short.Err() == nil:
+		case r.Paused(): // since it was asked
+			err = command.ErrPaused
+		default:
 			err = command.ErrBehind
 		}
 		return node.Instant{}, err
@@ -319,6 +348,9 @@ func (r *Replica) settle(ctx context.Context, lease bool) (node.Instant, error) 
 }
 
 func (r *Replica) awaitRevision(ctx context.Context, o command.ReadOptions) error {
+	if has := r.state.Revision(); has < o.MinRevision && r.Paused() {
+		return command.ErrPaused.With("revision %d is asked for, it has %d", o.MinRevision, has)
+	}
 	wait := o.Wait
 	if wait <= 0 {
 		wait = DefaultMinIndexWait
@@ -369,7 +401,7 @@ func (r *Replica) info(asOf node.Instant, known bool) command.ReadInfo {
 func (r *Replica) ReplicaStatus() command.ReplicaStatus {
 	n := r.Status()
 	s := command.ReplicaStatus{
-		Running: r.Failure() == nil, Mode: "voter", FailedRequests: r.failed.Load(), SecondsSinceLastSuccess: -1,
+		Running: r.Failure() == nil && !r.Paused(), Mode: "voter", FailedRequests: r.failed.Load(), SecondsSinceLastSuccess: -1,
 		Applied: n.Revision, AppliedIndex: n.AppliedIndex, Lineage: hex.EncodeToString(n.Lineage[:]), Staleness: -1, LastCatchUp: r.CatchUp(),
 		Diverged: r.Diverged(), Damaged: r.state.Damaged(),
 	}
@@ -392,12 +424,14 @@ func (r *Replica) ReplicaStatus() command.ReplicaStatus {
 		s.FreshAsOf = t.UTC().Format(time.RFC3339Nano)
 	}
 	switch {
-	case !s.Running:
+	case r.Failure() != nil:
 		s.Status = "failed"
 	case s.Diverged != 0:
 		s.Status = "diverged"
 	case len(s.Damaged) > 0:
 		s.Status = "damaged"
+	case !s.Running:
+		s.Status = "paused"
 	case contact > r.cfg.ContactLimit, contact < 0 && now-r.began > r.cfg.ContactLimit:
 		s.Status = "cut-off"
 	case contact < 0:

@@ -20,6 +20,7 @@ type fakeNode struct {
 	reachable atomic.Bool // the leader answers
 	asks      atomic.Int64
 	diverged  atomic.Uint64
+	paused    atomic.Bool
 	clock     fakeClock
 	state     fakeState
 
@@ -90,6 +91,10 @@ type fakeView struct {
 func (v fakeView) Revision() uint64       { return v.revision }
 func (v fakeView) OldestRevision() uint64 { return v.oldest }
 func (v fakeView) Close()                 {}
+
+func (n *fakeNode) Paused() bool { return n.paused.Load() }
+
+func (n *fakeNode) Resume(context.Context) error { n.paused.Store(false); return nil }
 
 func newFake(learner bool) *fakeNode {
 	n := &fakeNode{learner: learner, clock: fakeClock{began: time.Now().Add(-time.Hour)}}
@@ -495,5 +500,42 @@ func TestACopyTakenDuringAnAbsenceStaysOnRecord(t *testing.T) {
 			t.Errorf("after a return by delta: %+v", got)
 		}
 		r.Stop()
+	})
+}
+
+func TestAPausedCopyAsksNobodyAndRefusesAtOnceWhatNeedsTheLeader(t *testing.T) {
+	started(t, true, func(t *testing.T, n *fakeNode, r *Replica) {
+		n.paused.Store(true)
+		n.state.revision.Store(7)
+		time.Sleep(10 * time.Second)
+		asked := n.asks.Load()
+		time.Sleep(10 * time.Second)
+		if now := n.asks.Load(); now != asked {
+			t.Errorf("it asked %d times", now-asked)
+		}
+		info, err := r.Read(t.Context(), stale, nothing)
+		if err != nil || info.Staleness < 10*time.Second {
+			t.Errorf("%+v, %v", info, err)
+		}
+		began := time.Now()
+		if _, err := r.Read(t.Context(), command.ReadOptions{Mode: command.ReadStale, MinRevision: 8}, nothing); !errors.Is(err, command.ErrPaused) {
+			t.Errorf("a revision it lacks: %v", err)
+		}
+		if _, err := r.Read(t.Context(), command.ReadOptions{Mode: command.ReadStale, MinRevision: 7}, nothing); err != nil {
+			t.Errorf("a revision it has: %v", err)
+		}
+		if time.Since(began) > 0 {
+			t.Error("it waited")
+		}
+		if s := r.ReplicaStatus(); s.Running || s.Status != "paused" {
+			t.Errorf("%+v", s)
+		}
+		if err := r.Resume(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if info, err := r.Read(t.Context(), stale, nothing); err != nil || info.Staleness > 0 {
+			t.Errorf("once it is resumed: %+v, %v", info, err)
+		}
 	})
 }

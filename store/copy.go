@@ -182,10 +182,12 @@ type copyWriter struct {
 	records, keys uint64
 	bytes         uint64
 	err           error
+	told          interface{ CopyKind(kind string) } // nil: does not ask
 }
 
 func newCopyWriter(ctx context.Context, w io.Writer) *copyWriter {
-	return &copyWriter{ctx: ctx, w: bufio.NewWriterSize(w, 64<<10)}
+	told, _ := w.(interface{ CopyKind(kind string) })
+	return &copyWriter{ctx: ctx, w: bufio.NewWriterSize(w, 64<<10), told: told}
 }
 
 func (c *copyWriter) raw(b []byte) {
@@ -215,6 +217,9 @@ func frameSum(head, payload []byte) uint32 {
 func (c *copyWriter) json(kind byte, v any) { _ = c.frame(kind, mustJSON(v)) }
 
 func (c *copyWriter) header(h *copyHeader) {
+	if c.told != nil {
+		c.told.CopyKind(h.Kind)
+	}
 	c.raw([]byte(copyMagic))
 	c.json(frameHeader, h)
 }

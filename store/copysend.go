@@ -43,6 +43,9 @@ const (
 //     less than everything: that history;
 //   - a full copy otherwise, and for an empty request; or the rest of one.
 //
+// A writer that has a method CopyKind(kind string) is told which before anything is
+// written.
+//
 // A LeapRequest is answered with a delta or with command.ErrNotReady.
 //
 // A copy is at least as new as the call. It may take any time: w is never waited

@@ -233,6 +233,21 @@ func (d *Dir) SetCluster(clusterID string, epoch uint64) error {
 	return nil
 }
 
+// SetPaused records whether the copy in the directory is paused, durably.
+func (d *Dir) SetPaused(paused bool) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	id := d.id
+	if id.Paused == paused {
+		return nil
+	}
+	id.Paused = paused
+	if err := d.writeLocked(id); err != nil {
+		return fmt.Errorf("record in %s: %w", d.path, err)
+	}
+	return nil
+}
+
 // writeLocked makes id the identity, durably, and notes on the way which parts
 // of the directory have come to exist. On an error the identity stands as it
 // was, or as written: both are whole. The caller holds mu, or is OpenDir.

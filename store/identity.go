@@ -46,6 +46,8 @@ type Identity struct {
 	// LogStore names the log store that holds the Raft log; empty until
 	// OpenLogs made one. A log of the other kind beside it is a left-over.
 	LogStore string `json:"log_store,omitempty"`
+	// Paused says that an operator has stopped the syncing of this copy.
+	Paused bool `json:"paused,omitempty"`
 	// Starts counts how often the directory was opened.
 	Starts uint64 `json:"starts"`
 	// HasState and HasMarker say that the state file and the commit marker

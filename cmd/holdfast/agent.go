@@ -95,6 +95,8 @@ type agentConfig struct {
 	// LogRetention is about how many bytes of the Raft log are kept, so that a
 	// node that was away catches up by log.
 	LogRetention uint64
+	// LogOutage is the longest absence that is to be made good from that.
+	LogOutage time.Duration
 	// CatchUpRate bounds the bytes per second of all copies this node sends to
 	// others; 0 is no bound.
 	CatchUpRate int64
@@ -144,6 +146,9 @@ const (
 // minHistoryBytes is the least --history-bytes: below it a single large write
 // would leave nothing to catch up from.
 const minHistoryBytes = 1 << 20
+
+// minLogOutage is the least --log-retention-outage: a restart must not need a copy.
+const minLogOutage = time.Minute
 
 // agentFlags are the values of the agent's flags before they are checked.
 type agentFlags struct {
@@ -221,6 +226,7 @@ and that over the file.`,
 	fs.DurationVar(&f.OnceRetention, "idempotency-retention", http.DefaultOnceRetention, "remember the results of writes with idempotency keys this long")
 	fs.Var(&f.onceBytes, "idempotency-bytes", "size of those results from which on such writes are refused")
 	fs.Var(&f.logRetention, "log-retention", "size of the log that is kept for nodes that were away")
+	fs.DurationVar(&f.LogOutage, "log-retention-outage", node.DefaultLogOutage, "longest absence that is to be made good from the log")
 	fs.Var(&f.catchUpRate, "catchup-rate", "bytes per second of all copies sent to other nodes (0: no limit)")
 	fs.Var(&f.wanRate, "wan-rate", "bytes per second of replication and copies to each other site (0: no limit)")
 	fs.DurationVar(&f.ScrubPeriod, "scrub-period", 24*time.Hour, "read all stored data in this time and look for damage (0: never)")
@@ -328,6 +334,9 @@ func (f agentFlags) check() (agentConfig, error) {
 		return c, refuse(fmt.Sprintf("give %v to %v", minOnceBytes, maxOnceBytes), "--idempotency-bytes %v is out of range", f.onceBytes)
 	}
 	c.OnceBytes = int64(f.onceBytes)
+	if c.LogOutage < minLogOutage {
+		return c, refuse(fmt.Sprintf("give %v or more", minLogOutage), "--log-retention-outage %v is out of range", c.LogOutage)
+	}
 	if c.ScrubPeriod != 0 && c.ScrubPeriod < time.Minute {
 		return c, refuse("give 1m or more, or 0 to switch it off", "--scrub-period %v is out of range", c.ScrubPeriod)
 	}

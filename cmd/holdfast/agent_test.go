@@ -29,7 +29,7 @@ func TestAgentFlagsBecomeAConfiguration(t *testing.T) {
 		"--bootstrap-expect", "3", "--join", "n2:8300,n3:8300", "--join", "n4:8300",
 		"--log-store", "boltdb", "--log-level", "debug", "--log-format", "json",
 		"--raft-multiplier", "2", "--leader-priority", "7", "--leader-hold-off", "2m", "--max-value", "1MiB", "--max-data-size", "20GiB",
-		"--history-age", "2h", "--history-changes", "5000000", "--history-bytes", "6GiB", "--log-retention", "1GiB",
+		"--history-age", "2h", "--history-changes", "5000000", "--history-bytes", "6GiB", "--log-retention", "1GiB", "--log-retention-outage", "48h", "--wan-rate", "5MiB",
 		"--default-read", "leader", "--session-ttl-min", "1s", "--idempotency-retention", "1h", "--idempotency-bytes", "1GiB",
 		"--catchup-rate", "10MiB", "--scrub-period", "0", "--datacenter", "eu", "--fault-switch", "/run/x.sock")
 	want := agentConfig{
@@ -37,7 +37,7 @@ func TestAgentFlagsBecomeAConfiguration(t *testing.T) {
 		HTTP: "0.0.0.0:8500", Raft: "[::]:8300", AdvertiseHTTP: "n1.example:8500", AdvertiseRaft: "n1.example:8300",
 		BootstrapExpect: 3, Join: []string{"n2:8300", "n3:8300", "n4:8300"}, Datacenter: "eu",
 		LogStore: "boltdb", RaftMultiplier: 2, LeaderPriority: 7, LeaderHoldOff: 2 * time.Minute, MaxValue: 1 << 20, MaxDataSize: 20 << 30,
-		History: command.Retention{Age: 2 * time.Hour, Changes: 5_000_000, Bytes: 6 << 30}, LogRetention: 1 << 30, CatchUpRate: 10 << 20,
+		History: command.Retention{Age: 2 * time.Hour, Changes: 5_000_000, Bytes: 6 << 30}, LogRetention: 1 << 30, LogOutage: 48 * time.Hour, CatchUpRate: 10 << 20, WANRate: 5 << 20,
 		AskLeader: true, SessionTTLMin: time.Second, OnceRetention: time.Hour, OnceBytes: 1 << 30,
 		LogLevel: hclog.Debug, LogJSON: true,
 		FaultSwitch: "/run/x.sock", Version: version,
@@ -57,7 +57,7 @@ func TestAgentDefaults(t *testing.T) {
 		Node: "e1", Site: "east", Role: command.RoleLearner, DataDir: abs,
 		HTTP: "127.0.0.1:8500", Raft: "127.0.0.1:8300", AdvertiseHTTP: "127.0.0.1:8500", AdvertiseRaft: "127.0.0.1:8300",
 		Join: []string{"n1:8300"}, Datacenter: "dc1", LogStore: "wal", RaftMultiplier: 1, LeaderHoldOff: 30 * time.Second, MaxValue: command.DefaultMaxValue,
-		History: command.Retention{Age: time.Hour, Changes: 1_000_000, Bytes: 1 << 30}, LogRetention: 512 << 20, ScrubPeriod: 24 * time.Hour,
+		History: command.Retention{Age: time.Hour, Changes: 1_000_000, Bytes: 1 << 30}, LogRetention: 512 << 20, LogOutage: 24 * time.Hour, ScrubPeriod: 24 * time.Hour,
 		SessionTTLMin: 10 * time.Second, OnceRetention: 15 * time.Minute, OnceBytes: 64 << 20,
 		LogLevel: hclog.Info, Version: version,
 	}
@@ -101,6 +101,8 @@ func TestBadAgentFlagsAreRefused(t *testing.T) {
 		base + "--session-ttl-min=0":                      {"--session-ttl-min 0s", "1s to 24h0m0s"},
 		base + "--idempotency-retention=1ms":              {"--idempotency-retention 1ms", "1s to 168h0m0s"},
 		base + "--idempotency-bytes=1KiB":                 {"--idempotency-bytes 1KiB", "1MiB to 4GiB"},
+		base + "--log-retention-outage=1s":                {"--log-retention-outage 1s", "1m0s or more"},
+		base + "--wan-rate=fast":                          {"--wan-rate", "512KiB"},
 		base + "--scrub-period=1s":                        {"--scrub-period 1s", "1m or more"},
 		base + "--config=/nowhere/x.yaml":                 {"/nowhere/x.yaml", "no such file"},
 	} {

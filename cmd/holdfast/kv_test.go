@@ -389,6 +389,41 @@ func TestProgressShowsHowFarItIs(t *testing.T) {
 	}
 }
 
+func TestReplicasAreATableAndALearnerTakesOrders(t *testing.T) {
+	var orders []string
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Method + " " + r.URL.Path {
+		case "GET /v1/replicas":
+			_, _ = io.WriteString(w, `[{"ID":"e1-0","Name":"e1","Site":"east","Status":"paused","LastSeenTimestamp":"","LastRequest":"probe","RemoteAddress":"::1","RemotePort":9,
+				"TransferredEntries":1200,"TransferredBytes":2048,"SnapshotsSent":1,"DeltasSent":2,"Lag":{"Entries":3,"Bytes":99,"Seconds":-1,"ETA":2},"Log":{"Distance":7,"Used":0.85,"ExpiresIn":60,"Warning":true}},
+				{"Name":"w1","Site":"west","Status":"unreachable","Lag":{"Seconds":1.5,"ETA":-1},"Log":{"Distance":-7}}]`)
+		default:
+			orders = append(orders, r.Method+" "+r.URL.Path)
+			_, _ = io.WriteString(w, `{"Running":false,"Mode":"learner","Status":"paused","Applied":7,"Staleness":-1,"SecondsSinceLastSuccess":-1}`)
+		}
+	}))
+	defer s.Close()
+	t.Setenv("HOLDFAST_HTTP_ADDR", s.URL)
+	cli(t, "", "replicas").success(t, ""+
+		"NODE  SITE  STATUS       LAG                             AGE      LAST SEEN  LAST REQUEST  ADDRESS  ENTRIES  SENT     FULL  DELTAS  LOG USED\n"+
+		"e1    east  paused       3 entries, 99 B, level in 2.0s  unknown  never      probe         [::1]:9  1,200    2.0 KiB  1     2       85%, needs a copy in 1m0s\n"+
+		"w1    west  unreachable  none                            1.5s     never      -             -        0        0 B      0     0       beyond it: needs a copy\n")
+	for _, order := range []string{"pause", "resume"} {
+		cli(t, "", "replica", order).success(t, "the copy at "+s.URL+" is paused, at revision 7\n")
+	}
+	if !slices.Equal(orders, []string{"PUT /v1/replica/pause", "PUT /v1/replica/resume"}) {
+		t.Errorf("%q", orders)
+	}
+	var status command.ReplicaStatus
+	if r := cli(t, "", "replica", "status", "--json"); json.Unmarshal([]byte(r.out), &status) != nil || status.Status != "paused" {
+		t.Errorf("%+v", r)
+	}
+	if r := cli(t, "", "replica", "status"); !strings.HasPrefix(r.out, "Running        false\nPart           learner\nStatus         paused\n") {
+		t.Errorf("%+v", r)
+	}
+	cli(t, "", "replica", "pause", "--http-addr", "a:1,b:2").refusal(t, "2 nodes", "--http-addr")
+}
+
 func TestSitesAndStatusAreTablesForPeopleAndJSONForPrograms(t *testing.T) {
 	var notReady bool
 	replica := `{"Running":true,"Mode":"learner","Status":"cut-off","FailedRequests":3,"SecondsSinceLastSuccess":8,"Applied":7,"AppliedIndex":70,"Lineage":"abc","Staleness":8200,"LastCatchUp":{"Kind":"log","Records":2,"Bytes":0,"Seconds":0.1},"Diverged":0,"Damaged":[]}`

@@ -92,7 +92,7 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 	defer clients.Close()
 	tr, err := transport.Listen(transport.Config{
 		Listen: cfg.Raft, Advertise: cfg.AdvertiseRaft,
-		Hello: a.hello, Resolve: a.resolve, Check: a.check, Refused: a.refused, MayLead: a.mayLead, EntryTerm: a.entryTerm, BeforeInstall: a.beforeInstall,
+		Hello: a.hello, Resolve: a.resolve, Check: a.check, Refused: a.refused, MayLead: a.mayLead, Paused: a.paused, EntryTerm: a.entryTerm, BeforeInstall: a.beforeInstall,
 		CopyRate: cfg.CatchUpRate, WANRate: cfg.WANRate, Faults: cfg.FaultSwitch != "", Log: log.Named("transport"),
 	})
 	if err != nil {
@@ -110,7 +110,8 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 	nodeConfig := node.Config{
 		Self: self, Home: cfg.Home, BootstrapExpect: cfg.BootstrapExpect, Join: cfg.Join, Datacenter: cfg.Datacenter,
 		Incarnation: a.incarnation, Heartbeat: time.Duration(cfg.RaftMultiplier) * node.DefaultHeartbeat,
-		LeaderPriority: cfg.LeaderPriority, LeaderHoldOff: cfg.LeaderHoldOff, LogRetention: cfg.LogRetention, History: cfg.History, MaxData: cfg.MaxDataSize,
+		LeaderPriority: cfg.LeaderPriority, LeaderHoldOff: cfg.LeaderHoldOff,
+		LogRetention: cfg.LogRetention, LogOutage: cfg.LogOutage, History: cfg.History, MaxData: cfg.MaxDataSize,
 		Log: log, RaftLog: newLogger(cfg, "raft"),
 	}
 	// Ask the cluster, if it is there, whether it would have this node. Who was let
@@ -286,6 +287,11 @@ func (a *presence) mayLead() bool {
 	return n != nil && n.MayLead()
 }
 
+func (a *presence) paused() bool {
+	n := a.node.Load()
+	return n != nil && n.Paused()
+}
+
 func (a *presence) entryTerm(index uint64) (term uint64, ok bool) {
 	if d := a.disk.Load(); d != nil {
 		return d.logs.EntryTerm(index)
@@ -359,6 +365,10 @@ func (i identityParts) Cluster() (id string, epoch uint64) {
 
 func (i identityParts) SetCluster(id string, epoch uint64) error { return i.dir.SetCluster(id, epoch) }
 
+func (i identityParts) Paused() bool { return i.dir.Identity().Paused }
+
+func (i identityParts) SetPaused(paused bool) error { return i.dir.SetPaused(paused) }
+
 // identify finds out who the node is from its data directory, or makes a new
 // identity for an empty one. Nothing is written.
 func identify(cfg agentConfig) (store.Identity, error) {
@@ -386,12 +396,16 @@ func addressProblem(flag, address string, err error) error {
 }
 
 // newLogger returns the node's logger, or that of the Raft library, which says
-// for every heartbeat what the transport says once: that a peer is away.
+// for every heartbeat, and as an error, what the transport says once: that a peer is
+// away or paused.
 func newLogger(cfg agentConfig, part string) hclog.Logger {
 	o := &hclog.LoggerOptions{Name: cfg.Node, Level: cfg.LogLevel, JSONFormat: cfg.LogJSON, Output: os.Stderr}
 	if part != "" {
 		o.Name += "." + part
-		o.Exclude = hclog.ExcludeByPrefix("failed to heartbeat to").Exclude
+		o.Exclude = hclog.ExcludeFuncs{
+			hclog.ExcludeByPrefix("failed to heartbeat to").Exclude,
+			hclog.ExcludeByPrefix("failed to pipeline appendEntries").Exclude,
+		}.Exclude
 	}
 	return hclog.New(o)
 }

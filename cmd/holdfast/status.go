@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -109,47 +110,60 @@ func (r nodeReport) print(w io.Writer) error {
 	if !r.Ready {
 		ready = "no: " + r.NotReadyBecause
 	}
+	return table(w, slices.Concat(
+		[][]string{{"Node", fmt.Sprintf("%s at %s (%s)", r.Node, r.Site, r.Address)}},
+		partRows(r.Replica),
+		[][]string{{"Ready", ready}, {"Leader", leader}, {"Datacenter", r.Datacenter}},
+		copyRows(r.Replica),
+		[][]string{{"Version", r.Version}},
+		troubleRows(r.Replica),
+	))
+}
+
+// partRows, copyRows and troubleRows say how a copy is: its part in the cluster, how
+// far it is, and what is wrong with it.
+func partRows(s command.ReplicaStatus) [][]string {
+	return [][]string{{"Part", s.Mode}, {"Status", s.Status}}
+}
+
+func copyRows(s command.ReplicaStatus) [][]string {
 	staleness := "unknown"
 	switch {
-	case r.Replica.Staleness >= 0:
-		staleness = "at most " + (time.Duration(r.Replica.Staleness) * time.Millisecond).String()
-	case r.Replica.FreshAsOf != "":
-		staleness = "unknown, certified last at " + r.Replica.FreshAsOf
+	case s.Staleness >= 0:
+		staleness = "at most " + (time.Duration(s.Staleness) * time.Millisecond).String()
+	case s.FreshAsOf != "":
+		staleness = "unknown, certified last at " + s.FreshAsOf
 	}
 	probe := "never"
-	if s := r.Replica.SecondsSinceLastSuccess; s >= 0 {
-		probe = fmt.Sprintf("%v ago", time.Duration(s)*time.Second)
-		if n := r.Replica.FailedRequests; n > 0 {
+	if at := s.SecondsSinceLastSuccess; at >= 0 {
+		probe = fmt.Sprintf("%v ago", time.Duration(at)*time.Second)
+		if n := s.FailedRequests; n > 0 {
 			probe += fmt.Sprintf(", %d failed since", n)
 		}
 	}
 	catchUp := "none"
-	switch cu := r.Replica.LastCatchUp; cu.Kind {
+	switch cu := s.LastCatchUp; cu.Kind {
 	case "":
 	case command.CatchUpLog:
 		catchUp = fmt.Sprintf("by log: %s log entries, %s", count(cu.Records), span(seconds(cu.Seconds)))
 	default:
 		catchUp = fmt.Sprintf("by %s: %s, %s, %s", cu.Kind, plural(cu.Records, "record"), size(cu.Bytes), span(seconds(cu.Seconds)))
 	}
-	rows := [][]string{
-		{"Node", fmt.Sprintf("%s at %s (%s)", r.Node, r.Site, r.Address)},
-		{"Part", r.Replica.Mode},
-		{"Status", r.Replica.Status},
-		{"Ready", ready},
-		{"Leader", leader},
-		{"Datacenter", r.Datacenter},
-		{"Revision", fmt.Sprintf("%d (Raft index %d)", r.Replica.Applied, r.Replica.AppliedIndex)},
-		{"Lineage", r.Replica.Lineage},
+	return [][]string{
+		{"Revision", fmt.Sprintf("%d (Raft index %d)", s.Applied, s.AppliedIndex)},
+		{"Lineage", s.Lineage},
 		{"Staleness", staleness},
 		{"Last probe", probe},
 		{"Last catch-up", catchUp},
-		{"Version", r.Version},
 	}
-	if at := r.Replica.Diverged; at > 0 {
+}
+
+func troubleRows(s command.ReplicaStatus) (rows [][]string) {
+	if at := s.Diverged; at > 0 {
 		rows = append(rows, []string{"Diverged", fmt.Sprintf("from revision %d on", at)})
 	}
-	for _, d := range r.Replica.Damaged {
+	for _, d := range s.Damaged {
 		rows = append(rows, []string{"Damaged", fmt.Sprintf("%s from %s to %s, found at %s: %s", d.Table, d.From, d.To, d.Found.Local().Format(time.DateTime), d.Problem)})
 	}
-	return table(w, rows)
+	return rows
 }
