@@ -144,7 +144,8 @@ type node struct {
 
 func (n *node) String() string { return n.name }
 
-func (n *node) learner() bool { return n.role == command.RoleLearner }
+// learner says whether the node may answer from its own copy: a spare may.
+func (n *node) learner() bool { return n.role != command.RoleVoter }
 
 // option changes a cluster before its nodes are made.
 type option func(*cluster)

@@ -15,6 +15,7 @@
 //	workload_test.go    clients that write, compare-and-set, delete and read through all nodes
 //	faults_test.go      scenes: leader killed, site cut, leader cut, all nodes killed, ...
 //	learner_test.go     what a copy promises while it is cut off, also across a restart
+//	membership_test.go  voters that die, move and come back empty; spares; removal by itself
 //	mainjob_test.go     the Debian package index through the whole cluster
 //	dialect_test.go     answers that clients of other languages compare to the letter
 //	badinput_test.go    refusals: one line, exit status 1, nothing changed on disk; what no

@@ -211,7 +211,7 @@ func TestWhoHasBeenDeadForLongIsRemovedAndEntersByItselfWhenItIsBack(t *testing.
 	}
 	c.pilot(func(a *command.Autopilot) { clean(a); a.MinQuorum = 4 })
 	n4.stop()
-	e1.stop()
+	e1.cutFrom(c.others(e1)...)
 	isMember := func(m *member) bool { _, ok := c.leader().member(m); return ok }
 	eventually(t, "e1 is removed", func() bool { return !isMember(e1) })
 	if !isMember(n4) {
@@ -221,8 +221,12 @@ func TestWhoHasBeenDeadForLongIsRemovedAndEntersByItselfWhenItIsBack(t *testing.
 	eventually(t, "n4 is removed", func() bool { return !isMember(n4) })
 	c.vote("n1", "n2", "n3")
 
+	// The leader that removed them would still send them the entries that say so.
+	if err := c.leader().n.Load().TransferLeader(c.bounded(), ""); err != nil {
+		t.Fatal(err)
+	}
 	n4.start()
-	e1.start()
+	e1.heal()
 	c.vote("n1", "n2", "n3", "n4")
 	eventually(t, "e1 is a member", func() bool { return isMember(e1) })
 	c.write("a", "1")
