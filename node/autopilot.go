@@ -122,6 +122,10 @@ func (p *pilot) standing(cluster command.Cluster, pilot *command.Autopilot, m co
 		}
 		return st
 	}
+	if p.n.parts.Transport.Link(m.ID).Paused {
+		st.level, st.because = false, "it is paused" // and meant to be silent
+		return st
+	}
 	r, heard := p.n.reports.get(m.ID)
 	if !heard {
 		st.silent, st.level, st.because = p.n.cfg.Clock.Steady()-p.began, false, "it has not reported to this leader yet"

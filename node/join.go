@@ -334,8 +334,8 @@ func (n *Node) announce(ctx context.Context) error {
 // that was away may have been removed meanwhile, and nobody sends it the log that
 // says so. Who still is a member changes nothing by asking. Errors: command.ErrRemoved.
 func (n *Node) remind(ctx context.Context) error {
-	// After a start whoever is a member is heard at once.
-	if since, heard := n.LastContact(); since < time.Second || heard && since < command.SilentAfter {
+	// After a start whoever is a member is heard at once, unless it is paused.
+	if since, heard := n.LastContact(); n.Paused() || since < time.Second || heard && since < command.SilentAfter {
 		return nil
 	}
 	_, members, err := n.table()

@@ -27,13 +27,14 @@ type pausing struct {
 	end context.CancelFunc
 }
 
-// Paused reports whether this copy is paused. A voter never is: the cluster needs it.
+// Paused reports whether this copy is paused. A voter never is, nor a spare: the cluster
+// needs it, or may at any moment.
 func (n *Node) Paused() bool { return n.pausing.on.Load() && n.mayPause() == nil }
 
 // mayPause is why this node cannot be paused, nil when it can.
 func (n *Node) mayPause() error {
-	if !n.Learner() {
-		return command.ErrNotLearner.With("%s was started as a voter", n.cfg.Self.Name)
+	if n.cfg.Self.Role != command.RoleLearner {
+		return command.ErrNotLearner.With("%s was started as a %s", n.cfg.Self.Name, n.cfg.Self.Role)
 	}
 	if n.raft == nil {
 		return nil // as the node starts: a learner does not vote
@@ -48,7 +49,7 @@ func (n *Node) mayPause() error {
 func (n *Node) initPause() {
 	p := &n.pausing
 	p.ctx, p.end = context.WithCancel(n.ctx)
-	if n.Learner() && n.parts.Identity.Paused() {
+	if n.mayPause() == nil && n.parts.Identity.Paused() {
 		p.on.Store(true)
 		p.end()
 		n.log.Warn("this copy is paused; it takes nothing from the leader until it is resumed")

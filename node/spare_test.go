@@ -28,6 +28,15 @@ func (c *cluster) pilot(edit func(*command.Autopilot)) {
 // deadSoon makes a second of silence death.
 func deadSoon(a *command.Autopilot) { a.DeadServerTime = time.Second }
 
+// healthOf is what the leader says of one member, if it is one.
+func (c *cluster) healthOf(m *member) []command.MemberHealth {
+	h, err := c.leader().n.Load().Health(c.bounded())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return slices.DeleteFunc(h.Members, func(o command.MemberHealth) bool { return o.ID != m.id.ID })
+}
+
 // voters are the names of the servers that m has as voters, in order.
 func (m *member) voters() string {
 	var names []string
@@ -80,6 +89,9 @@ func TestASpareVotesInThePlaceOfADeadVoterUntilThatIsBack(t *testing.T) {
 	leader, gone, other := c.leader(), c.followers()[0], c.followers()[1]
 	if !s1.n.Load().Learner() || !leader.shows(s1, "spare") {
 		t.Error("a spare that is not needed is no learner")
+	}
+	if err := s1.n.Load().Pause(t.Context()); !errors.Is(err, command.ErrNotLearner) {
+		t.Errorf("a spare, which may be needed at any moment, is paused: %v", err)
 	}
 	stop := leader.trace()
 	gone.stop()
@@ -204,8 +216,14 @@ func TestAVoteIsNotGivenWhereNoMajorityWouldAnswer(t *testing.T) {
 func TestWhoHasBeenDeadForLongIsRemovedAndEntersByItselfWhenItIsBack(t *testing.T) {
 	c := newCluster(t, nil)
 	n4 := c.add("n4", "home", command.RoleVoter)
-	e1 := c.add("e1", "east", command.RoleLearner)
+	e1, w1 := c.add("e1", "east", command.RoleLearner), c.add("w1", "west", command.RoleLearner)
 	c.vote("n1", "n2", "n3", "n4")
+	if err := w1.n.Load().Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the leader knows that w1 is silent on purpose", func() bool {
+		return slices.ContainsFunc(c.healthOf(w1), func(m command.MemberHealth) bool { return m.UnhealthyBecause == "it is paused" })
+	})
 	clean := func(a *command.Autopilot) {
 		a.CleanupDeadServers, a.DeadServerTime, a.VoterCleanupTime, a.LearnerCleanupTime = true, time.Second, time.Second, time.Second
 	}
@@ -220,6 +238,12 @@ func TestWhoHasBeenDeadForLongIsRemovedAndEntersByItselfWhenItIsBack(t *testing.
 	c.pilot(clean)
 	eventually(t, "n4 is removed", func() bool { return !isMember(n4) })
 	c.vote("n1", "n2", "n3")
+	if !isMember(w1) {
+		t.Error("w1 was removed though it was only paused")
+	}
+	if err := w1.n.Load().Resume(c.bounded()); err != nil {
+		t.Error(err)
+	}
 
 	// The leader that removed them would still send them the entries that say so.
 	if err := c.leader().n.Load().TransferLeader(c.bounded(), ""); err != nil {
