@@ -42,14 +42,18 @@ type Config struct {
 	Check func(peer command.Hello) error
 	// Refused is told why a peer would not talk to this node. Nil ignores it.
 	Refused func(reason error)
-	// MayLead says whether this node may be told to stand for election at once.
-	// While it says no, TimeoutNow is answered with an error and never reaches
-	// Raft, which would make even a learner a candidate. Nil says no.
+	// MayLead says whether this node may be told to stand for election at once, by
+	// another node or by itself. While it says no, TimeoutNow is answered with an
+	// error and never reaches Raft, which would make even a learner a candidate. Nil
+	// says no.
 	MayLead func() bool
 	// Paused says whether this node takes no replication for now. While it says yes,
 	// leaders are told so, and hold what they have for it; nothing of them reaches
 	// Raft. Nil says no.
 	Paused func() bool
+	// Condition is what those who watch this node are told of it with each ping. Nil
+	// says nothing.
+	Condition func() command.Condition
 	// EntryTerm is the term of an entry of this node's log, if it is there. With it
 	// replication skips what a peer has by other ways than the log. Nil knows none.
 	EntryTerm func(index uint64) (term uint64, ok bool)

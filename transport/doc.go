@@ -1,7 +1,7 @@
 // Package transport carries all that passes between nodes: Raft's requests,
-// calls from node to node, and copies of the state. One TCP port serves all
-// three; a connection is for one of them all its life, so that a heartbeat never
-// waits behind bulk.
+// calls from node to node, copies of the state, and pings that show that a process
+// lives. One TCP port serves all four; a connection is for one of them all its
+// life, so that a heartbeat never waits behind bulk.
 //
 // # Introduction
 //
@@ -50,6 +50,13 @@
 // on that in which nothing moves. Taking up a broken one is the business of
 // those who ask for it and answer.
 //
+// # Watches
+//
+// A watch follows the life of one peer's process over a connection of its own that
+// carries nothing but pings and what the peer says of itself. It tells apart a
+// process that ended (its port refuses, or another incarnation answers) from one
+// that is silent, for which all that arrives from the peer counts.
+//
 // # Goroutines
 //
 // All of them belong to the Transport, and Close returns when they have ended:
@@ -62,6 +69,8 @@
 //	worker     one for each call being answered; up to 64 idle ones are kept
 //	read       one for each replication pipeline: reads its answers
 //	deliver    at most one, while InjectCommit has something to deliver
+//	attend     one for each watch: keeps its connection and reads
+//	ping       one for each connection of a watch, on the side that dialled
 //	a watcher  one for each copy being sent: notices that its caller is gone
 //	keepAlive  one for each copy being sent: speaks while its handler is silent
 package transport

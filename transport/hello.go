@@ -33,6 +33,8 @@ const (
 	purposeRaft purpose = 1
 	purposeCall purpose = 2
 	purposeCopy purpose = 3
+	// purposeWatch shows that the process at the other end lives, see watch.go.
+	purposeWatch purpose = 4
 )
 
 func (p purpose) String() string {
@@ -43,6 +45,8 @@ func (p purpose) String() string {
 		return "call"
 	case purposeCopy:
 		return "copy"
+	case purposeWatch:
+		return "watch"
 	}
 	return fmt.Sprintf("purpose %d", uint8(p))
 }
@@ -147,7 +151,7 @@ func (t *Transport) welcome(c *conn) error {
 	}
 	mine := greeting{Hello: t.hello(), Packs: true}
 	switch {
-	case p != purposeRaft && p != purposeCall && p != purposeCopy:
+	case p < purposeRaft || p > purposeWatch:
 		err = fmt.Errorf("connection for unknown %v", p)
 	case theirs.Want != "" && theirs.Want != mine.ID:
 		err = command.ErrWrongIdentity.With("%s was wanted, this is %s", theirs.Want, mine.ID)

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -134,7 +135,7 @@ func (t *Transport) ask(c *conn, rpc raft.RPC, answer <-chan raft.RPCResponse) (
 	}
 	switch req := rpc.Command.(type) {
 	case *raft.TimeoutNowRequest:
-		if t.cfg.MayLead == nil || !t.cfg.MayLead() {
+		if !t.mayLead() {
 			t.log.Warn("told to lead, which this node may not: refused", "peer", c.remote.Name)
 			return raft.RPCResponse{Error: errMayNotLead}, nil
 		}
@@ -223,5 +224,40 @@ func (t *Transport) deliver() {
 		case <-t.ctx.Done():
 		}
 		timeout.Stop()
+	}
+}
+
+func (t *Transport) mayLead() bool { return t.cfg.MayLead != nil && t.cfg.MayLead() }
+
+// InjectTimeoutNow tells the local Raft to stand for election at once, as a leader
+// that hands over to this node would, and returns when Raft has heard it or ctx
+// ends. A node that may not lead (Config.MayLead) gets an error.
+//
+// Raft then asks for votes though the others know a leader, and would do so from
+// any state: whoever calls this has reason to think that nobody leads.
+func (t *Transport) InjectTimeoutNow(ctx context.Context) error {
+	if !t.mayLead() {
+		return errMayNotLead
+	}
+	req := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{
+		ProtocolVersion: raft.ProtocolVersionMax,
+		ID:              []byte(t.self),
+		Addr:            []byte(t.self),
+	}}
+	answer := make(chan raft.RPCResponse, 1)
+	select {
+	case t.consume <- raft.RPC{Command: req, RespChan: answer}:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.ctx.Done():
+		return raft.ErrTransportShutdown
+	}
+	select {
+	case resp := <-answer:
+		return resp.Error
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.ctx.Done():
+		return raft.ErrTransportShutdown
 	}
 }

@@ -229,6 +229,8 @@ func (t *Transport) serve(c *conn) {
 		err = t.serveCalls(c)
 	case purposeCopy:
 		err = t.serveCopy(c)
+	case purposeWatch:
+		err = t.serveWatch(c)
 	}
 	if err != nil && t.ctx.Err() == nil {
 		t.log.Debug("connection ended", "from", c.RemoteAddr(), "peer", c.remote.Name, "purpose", c.purpose, "error", err)
