@@ -70,6 +70,7 @@ var scenes = []scene{
 		c.cutOff("node:" + leader.name)
 		c.waitLeader(without(c.voters(), leader)...)
 		w.awaitWrites(200)
+		c.wait(5*time.Second, leader.name+" knows that it leads no longer", func() bool { s, ok := leader.status(); return ok && s.Mode != "leader" })
 		demandAlone(c, leader)
 		c.heal()
 		c.wait(15*time.Second, leader.name+" answers consistent reads again", func() bool {

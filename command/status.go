@@ -196,6 +196,10 @@ type NodeStatus struct {
 	NotReadyBecause string // why Ready is false
 	Started         time.Time
 	Version         string
+	// LeaderChanges counts the leaders this process has seen follow one another, and
+	// ElectionsForced how often it had itself elected because the voters found that
+	// nobody leads.
+	LeaderChanges, ElectionsForced uint64
 }
 
 // SilentAfter is how long after its last report to the leader a member is called

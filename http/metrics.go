@@ -86,6 +86,7 @@ type nodeCollector struct {
 	revision, term                              *prometheus.Desc
 	lastIndex, commitIndex, appliedIndex        *prometheus.Desc
 	lastContact, voters                         *prometheus.Desc
+	leaderChanges, forced                       *prometheus.Desc
 	running, status, failed, staleness, success *prometheus.Desc
 	catchUp, catchUpBytes, catchUpSeconds       *prometheus.Desc
 	diverged, damaged                           *prometheus.Desc
@@ -111,6 +112,9 @@ func newNodeCollector(n Node) *nodeCollector {
 		appliedIndex: d("raft_applied_index", "Raft index of the last entry the state machine applied."),
 		lastContact:  d("raft_last_contact_seconds", "Time since this node heard from the leader; 0 on it."),
 		voters:       d("raft_voters", "Voters in the latest configuration."),
+
+		leaderChanges: d("raft_leader_changes_total", "Leaders this node has seen follow one another since it started."),
+		forced:        d("raft_elections_forced_total", "How often this node had itself elected because the voters found the leader gone."),
 
 		running:        d("replica_running", "1 while this copy is kept in step."),
 		status:         d("replica_status", "1 for the status this copy is in.", "mode", "status"),
@@ -138,6 +142,7 @@ func (c *nodeCollector) Describe(out chan<- *prometheus.Desc) {
 		c.info, c.leads, c.knowsLeader, c.ready, c.started, c.revision, c.term, c.lastIndex, c.commitIndex, c.appliedIndex,
 		c.lastContact, c.voters, c.running, c.status, c.failed, c.staleness, c.success, c.catchUp, c.catchUpBytes, c.catchUpSeconds,
 		c.diverged, c.damaged, c.lagEntries, c.lagBytes, c.lagSeconds, c.logUsed, c.logExpires, c.learnerStatus,
+		c.leaderChanges, c.forced,
 	} {
 		out <- d
 	}
@@ -170,6 +175,8 @@ func (c *nodeCollector) Collect(out chan<- prometheus.Metric) {
 	gauge(c.appliedIndex, float64(st.AppliedIndex))
 	gauge(c.lastContact, st.LastContact.Seconds())
 	gauge(c.voters, float64(len(st.VoterRaftAddrs)))
+	out <- prometheus.MustNewConstMetric(c.leaderChanges, prometheus.CounterValue, float64(st.LeaderChanges))
+	out <- prometheus.MustNewConstMetric(c.forced, prometheus.CounterValue, float64(st.ElectionsForced))
 
 	rs := c.node.ReplicaStatus()
 	flag(c.running, rs.Running)

@@ -32,6 +32,8 @@ const (
 	methodHealth     uint8 = 20 // nothing -> command.Health; leader only
 	methodTransfer   uint8 = 21 // id or name of a voter -> nothing; leader only
 	methodRemove     uint8 = 22 // removal -> nothing; leader only
+	methodFind       uint8 = 40 // finding -> finding; between voters
+	methodYield      uint8 = 41 // finding -> 1 if the term is left to the caller, else 0; between voters
 )
 
 // Call serves a request of another node; it implements the transport's handler.
@@ -121,6 +123,16 @@ func (n *Node) answer(ctx context.Context, from command.Hello, method uint8, req
 		return n.answerTransfer(ctx, req)
 	case methodRemove:
 		return n.answerRemove(ctx, req)
+	case methodFind:
+		return serve(req, func(f finding) ([]byte, error) {
+			mine, err := n.answerFind(from.ID, f)
+			if err != nil {
+				return nil, err
+			}
+			return encode(mine)
+		})
+	case methodYield:
+		return serve(req, func(f finding) ([]byte, error) { return n.answerYield(from.ID, f) })
 	default:
 		return nil, fmt.Errorf("method %d is not known to this build", method)
 	}

@@ -94,7 +94,7 @@ func (c *cluster) prepare(name, site string, role command.Role, edit func(*node.
 	m.id = store.NewIdentity(name, site)
 	m.cfg = node.Config{
 		Self: command.Member{ID: m.id.ID, Name: name, Site: site, Role: role, RaftAddr: m.addr, HTTPAddr: "-", Version: "test", Level: command.Level},
-		Home: site == "home", Datacenter: "dc1", Heartbeat: 300 * time.Millisecond,
+		Home: site == "home", Datacenter: "dc1",
 	}
 	c.members[name] = m
 	m.cfg.Join = c.join
@@ -189,9 +189,15 @@ func (m *member) tryStart(ctx context.Context) (err error) {
 				n.Refused(reason)
 			}
 		},
-		EntryTerm:     func(index uint64) (uint64, bool) { return m.logs.EntryTerm(index) },
-		Paused:        func() bool { n := m.n.Load(); return n != nil && n.Paused() },
-		MayLead:       func() bool { n := m.n.Load(); return n != nil && n.MayLead() },
+		EntryTerm: func(index uint64) (uint64, bool) { return m.logs.EntryTerm(index) },
+		Paused:    func() bool { n := m.n.Load(); return n != nil && n.Paused() },
+		MayLead:   func() bool { n := m.n.Load(); return n != nil && n.MayLead() },
+		Condition: func() command.Condition {
+			if n := m.n.Load(); n != nil {
+				return n.Condition()
+			}
+			return command.Condition{}
+		},
 		BeforeInstall: func(ctx context.Context, to string) error { return m.n.Load().OfferCopy(ctx, to) },
 	})
 	if err != nil {
@@ -423,7 +429,7 @@ func TestWritesAndReadsThroughEveryNode(t *testing.T) {
 // the other voters, but not from a learner, is verified by it at once.
 func TestALeaderThatReachesOnlyALearnerConfirmsNothing(t *testing.T) {
 	// A long heartbeat keeps the cut-off leader in its belief while it is asked.
-	c := newCluster(t, func(cfg *node.Config) { cfg.Heartbeat = 3 * time.Second; cfg.RoundTimeout = 300 * time.Millisecond })
+	c := newCluster(t, func(cfg *node.Config) { cfg.Heartbeat = 20 * time.Second; cfg.RoundTimeout = 300 * time.Millisecond })
 	learner := c.add("e1", "east", command.RoleLearner)
 	leader := c.leader()
 	leader.mustPut("a", "1")

@@ -33,9 +33,12 @@ type Config struct {
 	// cluster is formed.
 	Datacenter string
 
-	// Heartbeat is Raft's heartbeat and election timeout; a follower that
-	// heard nothing for one to two of it asks for an election. Shorter fails
-	// over faster and mistakes a busy host for a dead one sooner.
+	// Heartbeat is Raft's heartbeat and election timeout, and the measure of how
+	// long the voters wait before they find a silent leader dead themselves: three
+	// tenths of it (vigil.go). Where they do not, a follower that heard nothing for
+	// one to two of it asks for an election. A leader that reaches no majority for half
+	// of it steps down. Shorter fails over faster and mistakes a
+	// busy host for a dead one sooner.
 	Heartbeat time.Duration
 	// CommitInterval is how often an idle leader tells followers its commit
 	// index. Reads do not wait for it: see Await.
@@ -67,7 +70,8 @@ type Config struct {
 	MaxData uint64
 
 	// LeaderPriority says how much this voter is to lead rather than others: a
-	// leader with a lower one hands over to it.
+	// leader with a lower one hands over to it, and of equally complete voters the one
+	// with the highest follows a leader that died.
 	LeaderPriority int
 	// LeaderHoldOff is how long a voter of a higher priority must have been fit to
 	// lead before this node, as the leader, hands over to it.
@@ -84,7 +88,7 @@ type Config struct {
 
 // Defaults for Config.
 const (
-	DefaultHeartbeat      = 250 * time.Millisecond
+	DefaultHeartbeat      = time.Second
 	DefaultCommitInterval = 20 * time.Millisecond
 	DefaultWait           = 7 * time.Second
 	DefaultLease          = 100 * time.Millisecond
@@ -259,6 +263,11 @@ type Transport interface {
 	Learn(id, addr string)
 	SetLeading(leading bool)
 	InjectCommit(leaderID string, term, index, indexTerm uint64)
+	// InjectTimeoutNow tells the local Raft to stand for election at once.
+	InjectTimeoutNow(ctx context.Context) error
+	// Watch calls tell with what is known of the life of a member's process whenever
+	// that changes, until ctx ends. It pings every beat; tell must not block.
+	Watch(ctx context.Context, id string, beat time.Duration, tell func(command.Pulse))
 	Disconnect(id string)
 	// Link tells what is known of the way to a member; Knock connects to one and hangs
 	// up, so that it goes on with what it holds for this node.

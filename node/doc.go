@@ -24,7 +24,8 @@
 // them what they lack; join.go makes it a member; leadership.go leads; transfer.go
 // hands over, and preferred.go does so to the voter that is to lead rather;
 // autopilot.go watches over the members while it leads, promoter.go decides who
-// of them votes, and votes.go gives and takes votes; sessions.go lets sessions expire; compaction.go decides how much history is
+// of them votes, and votes.go gives and takes votes; vigil.go finds that nobody
+// leads; sessions.go lets sessions expire; compaction.go decides how much history is
 // kept; divergence.go compares contents and heal.go replaces bad ones; peers.go
 // remembers what others were seen to hold; status.go, reports.go and replicas.go say
 // how it and the others do; pause.go stops and resumes a learner; retention.go sizes
@@ -42,6 +43,8 @@
 //	healing      repairs or replaces contents that are bad (heal.go)
 //	sessions     ends sessions nobody renews, while leading (sessions.go)
 //	watch        turns Raft's leader observations into wake-ups
+//	vigil        looks whether the term has a leader, and acts when it has none (vigil.go)
+//	a watch      one while a leader is watched (vigil.go)
 //	group        one per entry in flight, ends when nothing is pending
 //
 // All are started by Start and have ended when Stop returns, but for those that

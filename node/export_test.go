@@ -13,6 +13,8 @@ func (n *Node) Raft() *raft.Raft { return n.raft }
 const (
 	MethodPropose = methodPropose
 	MethodPromise = methodPromise
+	MethodFind    = methodFind
+	MethodYield   = methodYield
 )
 
 // GiveVote and TakeVote do what autopilot would, had it decided so.
@@ -22,3 +24,6 @@ func (n *Node) GiveVote(ctx context.Context, id string) error {
 func (n *Node) TakeVote(ctx context.Context, id string) error {
 	return n.pilot.Load().takeVote(ctx, id)
 }
+
+// Finding is what voters tell each other of a term.
+type Finding = finding

@@ -97,11 +97,27 @@ func (n *Node) judgeHealth() (command.Health, error) {
 }
 
 func (n *Node) lastTerm() uint64 {
-	term, err := strconv.ParseUint(n.raft.Stats()["last_log_term"], 10, 64)
-	if err != nil {
-		return 0
-	}
+	term, _ := n.lastEntry()
 	return term
+}
+
+// lastEntry is the term and index of the last entry Raft has, in the log or in the
+// snapshot: what it compares when it grants a vote. Raft tells both in its statistics
+// only.
+func (n *Node) lastEntry() (term, index uint64) {
+	stats := n.raft.Stats()
+	number := func(key string) uint64 {
+		v, err := strconv.ParseUint(stats[key], 10, 64)
+		if err != nil {
+			return 0
+		}
+		return v
+	}
+	if log, snapshot := number("last_log_index"), number("last_snapshot_index"); snapshot > log {
+		return number("last_snapshot_term"), snapshot
+	} else {
+		return number("last_log_term"), log
+	}
 }
 
 // autopilot is the cluster's setting.

@@ -498,6 +498,7 @@ func (n *Node) form(ctx context.Context, id string, candidates map[string]comman
 	if err := n.wait(n.raft.BootstrapCluster(raft.Configuration{Servers: servers})); err != nil {
 		return fmt.Errorf("form a cluster: %w", err)
 	}
+	n.standAsFirst(ctx)
 	return nil
 }
 

@@ -36,6 +36,7 @@ type Node struct {
 	retention retention
 	// changed wakes those who wait for a leader.
 	changed   signal
+	vigil     vigil
 	rounds    flight[confirmation]
 	lastRound atomic.Pointer[confirmation] // nil while not leading
 	readAsks  flight[Point]
@@ -115,6 +116,7 @@ func (n *Node) Start() {
 		}
 	})
 	n.loop(n.leadership)
+	n.loop(n.keepVigil)
 	n.loop(n.settling)
 	n.loop(n.membership)
 	n.loop(n.housekeeping)

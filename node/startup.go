@@ -36,7 +36,7 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Node, error) {
 	n := &Node{
 		cfg: cfg, parts: parts, id: cfg.Self.ID, log: cfg.Log, began: time.Now(),
 		joining: make(chan struct{}, 1), handing: make(chan struct{}, 1), started: make(chan struct{}), stop: make(chan struct{}), fatal: make(chan error, 1),
-		sick: make(chan struct{}, 1), own: newOwn(),
+		sick: make(chan struct{}, 1), own: newOwn(), vigil: vigil{wake: make(chan struct{}, 1)},
 	}
 	n.seen.incarnation = map[string]string{}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
@@ -289,7 +289,9 @@ func (n *Node) startRaft() error {
 	rc.LocalID = raft.ServerID(n.id)
 	rc.HeartbeatTimeout = n.cfg.Heartbeat
 	rc.ElectionTimeout = n.cfg.Heartbeat
-	rc.LeaderLeaseTimeout = n.cfg.Heartbeat
+	// A leader that is cut off is replaced before Raft's timers would; until it notices,
+	// it takes writes whose outcome stays unknown.
+	rc.LeaderLeaseTimeout = n.cfg.Heartbeat / 2
 	rc.CommitTimeout = n.cfg.CommitInterval
 	rc.MaxAppendEntries = maxAppendEntries
 	rc.SnapshotInterval = 10 * time.Second

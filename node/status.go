@@ -73,6 +73,7 @@ func (n *Node) Status() command.NodeStatus {
 		s.State = "Learner"
 	}
 	s.LastContact, _ = n.LastContact()
+	s.LeaderChanges, s.ElectionsForced = n.elections()
 	if view, err := n.parts.State.View(); err == nil {
 		defer view.Close()
 		s.Cluster, s.AppliedIndex, s.Revision, s.Lineage = view.Cluster(), view.Applied(), view.Revision(), view.Lineage()

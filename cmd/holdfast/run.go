@@ -92,7 +92,7 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 	defer clients.Close()
 	tr, err := transport.Listen(transport.Config{
 		Listen: cfg.Raft, Advertise: cfg.AdvertiseRaft,
-		Hello: a.hello, Resolve: a.resolve, Check: a.check, Refused: a.refused, MayLead: a.mayLead, Paused: a.paused, EntryTerm: a.entryTerm, BeforeInstall: a.beforeInstall,
+		Hello: a.hello, Resolve: a.resolve, Check: a.check, Refused: a.refused, MayLead: a.mayLead, Paused: a.paused, Condition: a.condition, EntryTerm: a.entryTerm, BeforeInstall: a.beforeInstall,
 		CopyRate: cfg.CatchUpRate, WANRate: cfg.WANRate, Faults: cfg.FaultSwitch != "", Log: log.Named("transport"),
 	})
 	if err != nil {
@@ -290,6 +290,13 @@ func (a *presence) mayLead() bool {
 func (a *presence) paused() bool {
 	n := a.node.Load()
 	return n != nil && n.Paused()
+}
+
+func (a *presence) condition() command.Condition {
+	if n := a.node.Load(); n != nil {
+		return n.Condition()
+	}
+	return command.Condition{}
 }
 
 func (a *presence) entryTerm(index uint64) (term uint64, ok bool) {
