@@ -100,8 +100,9 @@ type Replica struct {
 	// means that it has taken a copy, which has recorded itself.
 	levelBy atomic.Pointer[command.CatchUp]
 
-	// resumed makes the next probe come at once.
-	resumed chan struct{}
+	// resumed makes the next probe come at once; resumedAt is on the steady clock.
+	resumed   chan struct{}
+	resumedAt atomic.Int64
 
 	stop  chan struct{}
 	ctx   context.Context
@@ -153,6 +154,7 @@ func (r *Replica) Resume(ctx context.Context) error {
 	if err := r.Node.Resume(ctx); err != nil {
 		return err
 	}
+	r.resumedAt.Store(int64(r.clock.Steady()))
 	select {
 	case r.resumed <- struct{}{}:
 	default:
@@ -432,6 +434,8 @@ func (r *Replica) ReplicaStatus() command.ReplicaStatus {
 		s.Status = "damaged"
 	case !s.Running:
 		s.Status = "paused"
+	case contact > r.cfg.ContactLimit && now-time.Duration(r.resumedAt.Load()) <= r.cfg.ContactLimit:
+		s.Status = "catching-up" // it was paused, and has not been out of contact since
 	case contact > r.cfg.ContactLimit, contact < 0 && now-r.began > r.cfg.ContactLimit:
 		s.Status = "cut-off"
 	case contact < 0:

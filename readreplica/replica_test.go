@@ -533,6 +533,9 @@ func TestAPausedCopyAsksNobodyAndRefusesAtOnceWhatNeedsTheLeader(t *testing.T) {
 		if err := r.Resume(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+		if s := r.ReplicaStatus(); !s.Running || s.Status != "catching-up" {
+			t.Errorf("as it is resumed: %+v", s)
+		}
 		synctest.Wait()
 		if info, err := r.Read(t.Context(), stale, nothing); err != nil || info.Staleness > 0 {
 			t.Errorf("once it is resumed: %+v, %v", info, err)
