@@ -39,6 +39,12 @@ func aged(o op, staleness time.Duration) op {
 	return o
 }
 
+// within adds the bound that the read was given.
+func within(o op, bound time.Duration) op {
+	o.bound = bound * ms
+	return o
+}
+
 func refusedOp(o op) op {
 	o.outcome, o.ok, o.revision = refused, false, 0
 	return o
@@ -56,6 +62,7 @@ func TestJudgesCondemnPlantedFaultsAndNothingElse(t *testing.T) {
 		prefix   = "prefix"
 		noReturn = "never go back"
 		age      = "staleness"
+		bound    = "the bound"
 	)
 	for _, c := range []struct {
 		name string
@@ -190,6 +197,14 @@ func TestJudgesCondemnPlantedFaultsAndNothingElse(t *testing.T) {
 		}, nil},
 		{"a staleness that is not known says nothing", []op{
 			wrote("k", "a", 0, 10, 5), wrote("k", "b", 20, 30, 6), saw("e1", local, "k", "a", 5, 5, 1000, 1010),
+		}, nil},
+		{"a bounded read that is older than its bound", []op{
+			wrote("k", "a", 0, 10, 5), wrote("k", "b", 20, 30, 6),
+			within(aged(saw("e1", local, "k", "a", 5, 5, 100, 110), 80), 69),
+		}, []string{bound}},
+		{"a bounded read that just keeps its bound", []op{
+			wrote("k", "a", 0, 10, 5), wrote("k", "b", 20, 30, 6),
+			within(aged(saw("e1", local, "k", "a", 5, 5, 100, 110), 80), 70),
 		}, nil},
 		{"a revision that goes back in real time", []op{
 			wrote("k", "a", 0, 10, 6), wrote("j", "b", 20, 30, 5),

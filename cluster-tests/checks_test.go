@@ -24,6 +24,7 @@ var judgements = []judgement{
 	{"every read sees a prefix of the committed history", findNonPrefix},
 	{"reads of one node never go back", findGoingBack},
 	{"the staleness said is never lower than the age", findUnderstatedAge},
+	{"a read is never older than the bound it was given", findBeyondBound},
 }
 
 // learnRevisions returns ops with the revisions of writes of unknown outcome
@@ -322,22 +323,35 @@ func findGoingBack(ops []op) error {
 // findUnderstatedAge looks for a read that lacks a change acknowledged longer
 // before its request than the staleness it named.
 func findUnderstatedAge(ops []op) error {
+	return findOlder(ops, "it says", func(o op) (time.Duration, bool) { return o.staleness, o.stalenessKnown })
+}
+
+// findBeyondBound looks for a read that lacks a change acknowledged longer before its
+// request than the max_stale it named.
+func findBeyondBound(ops []op) error {
+	return findOlder(ops, "it was to be", func(o op) (time.Duration, bool) { return o.bound, o.bound > 0 })
+}
+
+// findOlder looks for a read that lacks a change acknowledged before the moment that
+// lies an age before its request. What says no such thing is not judged.
+func findOlder(ops []op, than string, age func(op) (time.Duration, bool)) error {
 	var changes, reads []op
 	for _, o := range ops {
-		switch {
-		case o.changed():
+		if o.changed() {
 			changes = append(changes, o)
-		case o.kind == readOp && o.stalenessKnown:
+		} else if _, judged := age(o); o.kind == readOp && judged {
 			reads = append(reads, o)
 		}
 	}
 	return eachAfter(changes, reads, func(change, o op) error {
 		if o.applied < change.revision {
-			return fmt.Errorf("a read is older than it says: staleness %v, but %v before it was sent revision %d had been acknowledged:\n  %v\n  %v",
-				o.staleness, o.call-change.ret, change.revision, change, o)
+			most, _ := age(o)
+			return fmt.Errorf("a read is older than %s: %v, but %v before it was sent revision %d had been acknowledged:\n  %v\n  %v",
+				than, most, o.call-change.ret, change.revision, change, o)
 		}
 		return nil
 	}, func(o op) (time.Duration, uint64) {
-		return o.call - o.staleness, o.revision // moment of a read, revision of a change
+		most, _ := age(o)
+		return o.call - most, o.revision // moment of a read, revision of a change
 	})
 }

@@ -122,7 +122,7 @@ type cluster struct {
 	nodes []*node
 
 	mu  sync.Mutex
-	cut []string // what the fault switches are set to
+	cut map[*node][]string // what the fault switches are set to
 }
 
 // node is one member and, while it runs, its process.
@@ -357,7 +357,7 @@ func (c *cluster) resume(n *node) {
 	c.t.Helper()
 	c.signal(n, syscall.SIGCONT, func() { n.stopped = false })
 	c.mu.Lock()
-	cut := c.cut
+	cut := c.cut[n]
 	c.mu.Unlock()
 	c.setSwitch(n, cut) // it may have missed an order
 }
@@ -366,7 +366,28 @@ func (c *cluster) resume(n *node) {
 // node ("node:n1"), for all nodes, running or started later.
 func (c *cluster) cutOff(tokens ...string) {
 	c.t.Helper()
-	c.setCut(tokens)
+	cut := map[*node][]string{}
+	for _, n := range c.nodes {
+		cut[n] = tokens
+	}
+	c.setCut(cut)
+}
+
+// split silences all traffic between the named nodes and all others. On either side
+// everything goes on.
+func (c *cluster) split(side ...*node) {
+	c.t.Helper()
+	cut := map[*node][]string{}
+	for _, n := range c.nodes {
+		far := side
+		if slices.Contains(side, n) {
+			far = c.others(side...)
+		}
+		for _, o := range far {
+			cut[n] = append(cut[n], "node:"+o.name)
+		}
+	}
+	c.setCut(cut)
 }
 
 // heal joins everything again.
@@ -375,12 +396,13 @@ func (c *cluster) heal() {
 	c.setCut(nil)
 }
 
-func (c *cluster) setCut(tokens []string) {
+func (c *cluster) setCut(cut map[*node][]string) {
 	c.t.Helper()
 	c.mu.Lock()
-	c.cut = tokens
+	c.cut = cut
 	c.mu.Unlock()
 	for _, n := range c.nodes {
+		tokens := cut[n]
 		// What a node reads when it starts.
 		if err := os.WriteFile(n.fault+".cut", order(tokens), 0o644); err != nil {
 			c.t.Fatal(err)
@@ -548,7 +570,11 @@ func (c *cluster) waitLevel(within time.Duration, nodes ...*node) command.Replic
 func (c *cluster) table() string {
 	var b strings.Builder
 	c.mu.Lock()
-	fmt.Fprintf(&b, "cut: %q\n", c.cut)
+	for _, n := range c.nodes {
+		if tokens := c.cut[n]; len(tokens) > 0 {
+			fmt.Fprintf(&b, "cut at %s: %q\n", n, tokens)
+		}
+	}
 	c.mu.Unlock()
 	for _, n := range c.nodes {
 		if !n.running() {

@@ -24,6 +24,7 @@
 //	compose_test.go     docker-compose.yml (make compose-test)
 //	measure_test.go     throughput, latency, failover (make bench)
 //	patient_test.go     clients of which no request may fail, whoever leads
+//	reads_test.go       no read is stale, or older than it says, whatever happens to who leads and who reads
 //	switchover_test.go  leadership handed over on purpose, and restarts one after the other
 //	measure_switchover_test.go how long that holds requests back (make bench-switchover)
 //	measure_store_test.go what the state costs (make bench-store)

@@ -56,15 +56,7 @@ var scenes = []scene{
 		c.start(leader)
 		c.waitReady(leader)
 	}},
-	{"leader paused and woken: it answers nothing stale", func(c *cluster, w *workload) {
-		leader := c.waitLeader()
-		c.pause(leader)
-		c.waitLeader(without(c.voters(), leader)...)
-		w.awaitWrites(200)
-		c.resume(leader)
-		// Its first answers come from a node that believed itself leader.
-		w.awaitReads(leader, 20)
-	}},
+	pausedLeader,
 	{"leader cut off: another leads, the old one refuses what it cannot promise", func(c *cluster, w *workload) {
 		leader := c.waitLeader()
 		c.cutOff("node:" + leader.name)

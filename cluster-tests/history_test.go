@@ -52,6 +52,7 @@ type op struct {
 	applied        uint64 // revision of the state that answered
 	staleness      time.Duration
 	stalenessKnown bool
+	bound          time.Duration // of the age, asked for; 0 for none
 }
 
 func (o op) String() string {

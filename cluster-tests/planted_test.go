@@ -34,6 +34,21 @@ var plantedBugs = []plantedBug{
 		},
 		found: findNonLinearizable,
 	},
+	{name: "read-without-round", breaks: "the same, seen when a leader wakes", disturb: pausedLeader.disturb, found: findNonLinearizable},
+	{name: "read-without-round", breaks: "the same, seen on either side of a cut", disturb: leaderAndLearner.disturb, found: findNonLinearizable},
+	{name: "read-without-round", breaks: "the same, seen while leadership is handed on", disturb: leadershipHanded.disturb, found: findNonLinearizable},
+	{
+		name:    "late-certificate",
+		breaks:  "a read takes its certificate after it has opened its view",
+		disturb: stopsOfCopies,
+		found:   findUnderstatedAge,
+	},
+	{
+		name:    "certificate-from-the-answer",
+		breaks:  "a certificate counts from the moment the leader's answer was read, not from the question",
+		disturb: stopsOfCopies,
+		found:   findUnderstatedAge,
+	},
 	{
 		name:   "forgotten-marker",
 		breaks: "a node that starts does not apply its log up to the commit marker",
@@ -60,7 +75,7 @@ func TestPlantedBugsAreFound(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, bug := range plantedBugs {
-		t.Run(bug.name, func(t *testing.T) {
+		t.Run(bug.name+": "+bug.breaks, func(t *testing.T) {
 			c := startCluster(t, threeSites, withBinary(bin, "HOLDFAST_PLANTED="+bug.name))
 			w := c.load()
 			defer w.stop()

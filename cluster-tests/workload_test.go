@@ -80,6 +80,9 @@ func (c *cluster) load() *workload {
 		client(func(id int) { w.localReader(id, n) })
 		client(func(id int) { w.journalReader(n) })
 	}
+	for _, n := range c.nodes {
+		client(func(id int) { w.boundedReader(id, n) })
+	}
 	return w
 }
 
@@ -216,17 +219,26 @@ func (w *workload) count(n *node, got written) {
 }
 
 // read makes one read and records it when it was answered.
-func (w *workload) read(i, id int, n *node, key string, m mode) {
+func (w *workload) read(i, id int, n *node, key string, m mode) { w.readWithin(i, id, n, key, m, 0) }
+
+// readWithin is read with a bound on the age of the answer, 0 for none.
+func (w *workload) readWithin(i, id int, n *node, key string, m mode, bound time.Duration) {
 	query := map[mode]string{consistent: "consistent", leading: "", local: "stale"}[m]
-	if m == local && n.learner() && rand.IntN(2) == 0 {
+	switch {
+	case bound > 0:
+		query = fmt.Sprintf("max_stale=%v", bound)
+	case m == local && n.learner() && rand.IntN(2) == 0:
 		query = "" // what a learner does when no mode is named
 	}
-	o := op{client: id, kind: readOp, key: key, mode: m, call: w.history.now()}
+	o := op{client: id, kind: readOp, key: key, mode: m, bound: bound, call: w.history.now()}
 	a, err := read(n, key, query)
 	o.ret = w.history.now()
 	var broken *answerError
 	if errors.As(err, &broken) {
 		w.problem("%s read of %s at %s: %v", m, key, n, err)
+	}
+	if o.bound > 0 && a.status == http.StatusOK && (!a.stalenessKnown || a.staleness > o.bound+time.Millisecond) {
+		w.problem("a read of %s at %s that was to be at most %v old says that it is %v (known: %v)", key, n, o.bound, a.staleness, a.stalenessKnown)
 	}
 	if err != nil || a.status != http.StatusOK && a.status != http.StatusNotFound {
 		w.rest(5 * time.Millisecond)
@@ -257,15 +269,27 @@ func (w *workload) read(i, id int, n *node, key string, m mode) {
 // localReader reads hot keys at one node, as it has them.
 func (w *workload) localReader(id int, n *node) {
 	for seq := 0; w.ctx.Err() == nil; seq++ {
-		i := rand.IntN(len(w.slots))
-		w.slots[i].Lock()
-		epoch := w.slots[i].epoch
-		w.slots[i].Unlock()
-		if epoch > 0 && seq%4 == 0 {
-			epoch-- // a key that came to rest
-		}
-		w.read(-1, id, n, fmt.Sprintf("hot/%d/%04d", i, epoch), local)
+		w.read(-1, id, n, w.hotKey(max(seq%4-2, 0)), local)
 		w.rest(3 * time.Millisecond)
+	}
+}
+
+// hotKey is a key in use or, with back, one of those in its place before it.
+func (w *workload) hotKey(back int) string {
+	i := rand.IntN(len(w.slots))
+	w.slots[i].Lock()
+	defer w.slots[i].Unlock()
+	return fmt.Sprintf("hot/%d/%04d", i, max(w.slots[i].epoch-back, 0))
+}
+
+// boundedReader reads hot keys at one node, as it has them unless that is too old: by
+// a bound that a level copy keeps at times only, by one that it keeps unless it is
+// behind, and by none.
+func (w *workload) boundedReader(id int, n *node) {
+	bounds := [...]time.Duration{200 * time.Millisecond, 700 * time.Millisecond, 0}
+	for seq := 0; w.ctx.Err() == nil; seq++ {
+		w.readWithin(-1, id, n, w.hotKey(max(seq%4-2, 0)), local, bounds[seq%len(bounds)])
+		w.rest(5 * time.Millisecond)
 	}
 }
 

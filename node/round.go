@@ -234,6 +234,9 @@ func (n *Node) remoteIndex(method uint8, req []byte) (p Point, rest []byte, err 
 	// The round began `age` before the leader answered, and it answered after
 	// the request was sent: counted from there, AsOf is early, never late.
 	p.AsOf = sent.Before(age)
+	if planted("certificate-from-the-answer") {
+		p.AsOf = Now(n.cfg.Clock)
+	}
 	return p, rest, nil
 }
 

@@ -269,6 +269,10 @@ func (r *Replica) Read(ctx context.Context, o command.ReadOptions, fn func(comma
 		if err != nil {
 			return r.info(asOf, known), err
 		}
+		if planted("late-certificate") && o.Mode == command.ReadStale {
+			time.Sleep(100 * time.Millisecond) // an evaluation that takes long
+			asOf, known = r.cert.get()
+		}
 		info := r.info(asOf, known)
 		info.Revision, info.Oldest = revision, oldest
 		if o.Mode == command.ReadConsistent {
@@ -420,7 +424,7 @@ func (r *Replica) ReplicaStatus() command.ReplicaStatus {
 		s.SecondsSinceLastSuccess = int64(contact / time.Second)
 	}
 	if t, ok := r.cert.get(); ok {
-		s.Staleness = age(t, r.clock).Milliseconds()
+		s.Staleness = (age(t, r.clock) + time.Millisecond - 1).Milliseconds() // an upper bound: round up
 	}
 	if t := r.state.LastCertified(); !t.IsZero() {
 		s.FreshAsOf = t.UTC().Format(time.RFC3339Nano)
