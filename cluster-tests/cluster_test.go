@@ -118,7 +118,8 @@ type cluster struct {
 	dir   string // everything of this cluster: data, logs, fault switches
 	bin   string
 	env   []string
-	extra []string // further flags of every agent
+	extra []string          // further flags of every agent
+	disks map[string]string // where the data of a node lies, if not in dir
 	nodes []*node
 
 	mu  sync.Mutex
@@ -186,6 +187,9 @@ func newCluster(t testing.TB, specs []spec, opts ...option) *cluster {
 		})
 	}
 	for _, n := range c.nodes {
+		if disk, ok := c.disks[n.name]; ok {
+			n.data = filepath.Join(disk, "data")
+		}
 		n.args = c.agentArgs(n)
 	}
 	t.Cleanup(c.close)

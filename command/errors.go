@@ -89,6 +89,11 @@ var (
 	ErrDataFull = sentinel("data_full", "data has reached its size limit (--max-data-size)",
 		"delete keys, or raise the limit on every voter; deletes and reads go on")
 
+	// ErrDiskFull: the disk of the leader is full, and no other voter can take over.
+	// Nothing was proposed. Also why a node's own disk took a write no more.
+	ErrDiskFull = sentinel("disk_full", "disk is full",
+		"free space on the disks of the voters, or enlarge them, or delete keys; deletes and reads go on")
+
 	// While reading.
 
 	// ErrKeyNotFound: there is no such key in the view that was read.

@@ -53,9 +53,11 @@ type Server struct {
 	// answering node has not been told.
 	Priority int
 	// State is "leader", "voter", "learner", "spare" for one that does not vote,
-	// "catching-up", "unreachable", "paused", or "unknown" when the answering node is not
-	// told by a leader.
+	// "catching-up", "unreachable", "paused", "failed" when its disk failed, "stalled"
+	// when that hangs, or "unknown" when the answering node is not told by a leader.
 	State string
+	// Disk is how its disk does, as far as it said.
+	Disk DiskState
 	// Applied is the revision the server last reported.
 	Applied uint64
 	Lineage string // hex, at Applied; empty when it reported nothing
@@ -83,7 +85,7 @@ type ReplicaStatus struct {
 	// Mode is "voter", "learner" or "leader".
 	Mode string
 	// Status is "level", "catching-up", "cut-off", "starting", "paused",
-	// "diverged", "damaged" or "failed".
+	// "diverged", "damaged", "stalled" (its disk hangs) or "failed".
 	Status string
 	// FailedRequests counts consecutive failed freshness probes.
 	FailedRequests uint64
@@ -103,6 +105,8 @@ type ReplicaStatus struct {
 	Diverged uint64
 	// Damaged lists what was found bad and is not repaired yet.
 	Damaged []Damage
+	// Disk is how the disk does.
+	Disk DiskState
 }
 
 // CatchUp describes how a member last got level.
@@ -194,6 +198,7 @@ type NodeStatus struct {
 	LastContact     time.Duration
 	Ready           bool
 	NotReadyBecause string // why Ready is false
+	Disk            Disk
 	Started         time.Time
 	Version         string
 	// LeaderChanges counts the leaders this process has seen follow one another, and
@@ -227,6 +232,7 @@ type MemberHealth struct {
 	// it has not.
 	LastContact         time.Duration
 	LastTerm, LastIndex uint64 // of the last entry in its log
+	Disk                DiskState
 	Healthy             bool
 	// StableSince is since when Healthy is what it is, as this leader has seen it.
 	StableSince time.Time

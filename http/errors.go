@@ -64,6 +64,7 @@ var table = map[string]row{
 	command.ErrNoTarget.Code: {status: nethttp.StatusInternalServerError, detail: true},
 
 	command.ErrDataFull.Code: {status: nethttp.StatusInsufficientStorage},
+	command.ErrDiskFull.Code: {status: nethttp.StatusInsufficientStorage},
 
 	command.ErrKeyNotFound.Code:        {status: nethttp.StatusNotFound},
 	command.ErrTooStale.Code:           {status: nethttp.StatusServiceUnavailable},

@@ -645,6 +645,7 @@ func TestErrorsHaveTheirStatusAndText(t *testing.T) {
 		{command.ErrNotReady, 503, "node has no complete copy yet"},
 		{command.ErrDiverged, 503, "node's contents differ from the leader's"},
 		{command.ErrDataFull, 507, "data has reached its size limit (--max-data-size)"},
+		{command.ErrDiskFull.With("n1 has 12 MiB left"), 507, "disk is full: n1 has 12 MiB left"},
 		{command.ErrInvalidCommand, 500, "invalid command"},
 		{context.Canceled, 500, "Request was cancelled"},
 		{context.DeadlineExceeded, 500, "Request was cancelled"},

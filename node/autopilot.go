@@ -102,11 +102,11 @@ func (p *pilot) server(cluster command.Cluster, pilot *command.Autopilot, m comm
 	case command.RoleSpare:
 		srv.NodeType = nodeSpare
 	}
-	_, heard := p.n.reports.get(m.ID)
+	r, heard := p.n.reports.get(m.ID)
 	switch {
 	case srv.IsLeader && p.n.Unfit() != nil, st.silent > pilot.DeadServerTime:
 		srv.NodeStatus = autopilot.NodeFailed
-	case !srv.IsLeader && !heard:
+	case !srv.IsLeader && (!heard || r.Disk.Down()): // it is there, and not healthy
 		srv.NodeStatus = autopilot.NodeUnknown
 	}
 	return srv
@@ -137,6 +137,8 @@ func (p *pilot) standing(cluster command.Cluster, pilot *command.Autopilot, m co
 		st.because = fmt.Sprintf("its last report came %v ago", st.silent.Round(100*time.Millisecond))
 	case r.LastTerm != term:
 		st.because = fmt.Sprintf("its log ends in term %d, the leader's in %d", r.LastTerm, term)
+	case r.Disk.Down():
+		st.because = fmt.Sprintf("its disk is %s", r.Disk)
 	case r.lacks() > pilot.MaxTrailingLogs:
 		st.because = fmt.Sprintf("it lacks %d entries of the log", r.lacks())
 	}

@@ -100,7 +100,8 @@ func (n *Node) answer(ctx context.Context, from command.Hello, method uint8, req
 			return encode(answer)
 		})
 	case methodPing:
-		return encode(pong{ID: n.id, Incarnation: n.cfg.Incarnation})
+		term, leader := n.raftTerm()
+		return encode(pong{ID: n.id, Incarnation: n.cfg.Incarnation, Leader: leader, Term: term})
 	case methodSites:
 		sites, revision, err := n.leaderSites()
 		if err != nil {
@@ -145,8 +146,7 @@ func (n *Node) MayLead() bool {
 	if n.raft == nil || !n.mayBeRight() || n.Unfit() != nil {
 		return false
 	}
-	s, ok := n.server(n.id)
-	return ok && s.Suffrage == raft.Voter
+	return n.hasVote()
 }
 
 // server finds a member in the latest Raft configuration.

@@ -53,6 +53,8 @@ type member struct {
 	wrapFSM       func(node.FSM) node.FSM
 	wrapState     func(node.State) node.State
 	wrapTransport func(node.Transport) node.Transport
+	wrapLog       func(raft.LogStore) raft.LogStore
+	watched       node.Disk
 	probe         time.Duration
 }
 
@@ -64,11 +66,17 @@ type cluster struct {
 
 // newCluster starts voters n1..n3 at home and waits for a leader.
 func newCluster(t testing.TB, edit func(*node.Config)) *cluster {
+	return newClusterOf(t, edit, func(*member) {})
+}
+
+// newClusterOf is newCluster with members that were made ready by a test.
+func newClusterOf(t testing.TB, edit func(*node.Config), ready func(*member)) *cluster {
 	c := &cluster{t: t, members: map[string]*member{}}
 	// All addresses must be known before the first node starts.
 	for i := range 3 {
 		m := c.prepare(fmt.Sprintf("n%d", i+1), "home", command.RoleVoter, edit)
 		m.cfg.BootstrapExpect = 3
+		ready(m)
 		c.join = append(c.join, m.addr)
 	}
 	for _, m := range c.members {
@@ -198,6 +206,7 @@ func (m *member) tryStart(ctx context.Context) (err error) {
 			}
 			return command.Condition{}
 		},
+		Muted:         func() bool { n := m.n.Load(); return n != nil && n.Muted() },
 		BeforeInstall: func(ctx context.Context, to string) error { return m.n.Load().OfferCopy(ctx, to) },
 	})
 	if err != nil {
@@ -221,9 +230,13 @@ func (m *member) tryStart(ctx context.Context) (err error) {
 	if m.wrapTransport != nil {
 		wire = m.wrapTransport(wire)
 	}
+	entries := m.logs.Log
+	if m.wrapLog != nil {
+		entries = m.wrapLog(entries)
+	}
 	cfg.Incarnation = fmt.Sprintf("%p", m.logs)
 	n, err := node.New(ctx, cfg, node.Parts{
-		State: state, FSM: machine, Log: m.logs.Log, Stable: m.logs.Stable,
+		State: state, FSM: machine, Log: entries, Disk: m.watched, Stable: m.logs.Stable,
 		Snapshots: m.state.Snapshots(), Logs: m.logs, Identity: identityParts{m.disk}, Transport: wire, Failed: failed,
 	})
 	if err != nil {

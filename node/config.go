@@ -152,10 +152,18 @@ type Parts struct {
 	Logs      Logs
 	Identity  Identity
 	Transport Transport
+	// Disk is how the disk does; nil when nobody watches it.
+	Disk Disk
 	// Failed delivers an error that ends this process's part in Raft: of the
 	// log, the stable store or the state. The node stops voting and leading at
 	// once and goes on serving stale reads.
 	Failed <-chan error
+}
+
+// Disk is what the node asks about its disk.
+type Disk interface {
+	// Look never waits for the disk.
+	Look() command.Disk
 }
 
 // State is the store as the node sees it.

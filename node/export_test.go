@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -27,3 +28,14 @@ func (n *Node) TakeVote(ctx context.Context, id string) error {
 
 // Finding is what voters tell each other of a term.
 type Finding = finding
+
+// Probations are how long a disk must answer each time before its node may lead, if it
+// hangs at these moments.
+func Probations(at ...time.Time) (all []time.Duration) {
+	var w diskJudge
+	for _, t := range at {
+		w.sentence(t)
+		all = append(all, w.probation)
+	}
+	return all
+}

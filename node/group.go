@@ -48,6 +48,7 @@ type write struct {
 	id      command.ID
 	encoded []byte // with its id
 	grows   bool   // it may add to the data
+	adds    bool   // it may take space on the disk
 	once    string // its idempotency key, "" for none
 }
 
@@ -216,6 +217,13 @@ func (g *group) end() {
 	defer g.mu.Unlock()
 	g.refuseAll()
 	g.term = 0
+}
+
+// shed refuses what no entry has taken yet.
+func (g *group) shed() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.refuseAll()
 }
 
 // refuseAll refuses what is pending. Called with mu held.

@@ -78,8 +78,10 @@ func (n *Node) judgeHealth() (command.Health, error) {
 		m := &h.Members[i]
 		if m.ID == n.id {
 			m.Leader, m.LastContact, m.LastTerm, m.LastIndex = true, 0, n.lastTerm(), n.raft.LastIndex()
+			m.Disk = n.Disk().State
 		} else if r, ok := n.reports.get(m.ID); ok {
 			m.LastContact, m.LastTerm, m.LastIndex = n.cfg.Clock.Steady()-r.at, r.LastTerm, r.LastIndex
+			m.Disk = r.Disk
 		}
 		s, ok := state.Servers[raft.ServerID(m.ID)]
 		if !ok {

@@ -56,10 +56,13 @@ type join struct {
 	Hops int `json:"hops"`
 }
 
-// pong says who answers at an address.
+// pong says who answers at an address, and whom it follows.
 type pong struct {
 	ID          string `json:"id"`
 	Incarnation string `json:"incarnation"`
+	// Leader is the id of the leader that it follows, or is, in Term.
+	Leader string `json:"leader"`
+	Term   uint64 `json:"term"`
 }
 
 type joined struct {

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -119,12 +120,17 @@ func (n *Node) table() (command.Cluster, []command.Member, error) {
 
 // wait returns what became of a future, or raft.ErrRaftShutdown when the node
 // stops first: the library leaves some futures unanswered when it shuts down.
-func (n *Node) wait(f raft.Future) error {
+func (n *Node) wait(f raft.Future) error { return n.waitUntil(context.Background(), f) }
+
+// waitUntil is wait for as long as ctx lasts: Raft answers nothing while its disk hangs.
+func (n *Node) waitUntil(ctx context.Context, f raft.Future) error {
 	done := make(chan error, 1)
 	go func() { done <- f.Error() }()
 	select {
 	case err := <-done:
 		return err
+	case <-ctx.Done():
+		return ctx.Err()
 	case <-n.stop:
 		return raft.ErrRaftShutdown
 	}

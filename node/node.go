@@ -78,6 +78,9 @@ type Node struct {
 	loops     sync.WaitGroup
 	observers []*raft.Observer
 
+	disk        diskWatch
+	diskFailure atomic.Bool // the disk is what failed
+
 	failMu  sync.Mutex
 	failure error      // guarded by failMu
 	fatal   chan error // the failure that ends the process
@@ -120,6 +123,7 @@ func (n *Node) Start() {
 	n.loop(n.settling)
 	n.loop(n.membership)
 	n.loop(n.housekeeping)
+	n.loop(n.watchDisk)
 	n.loop(n.compaction)
 	n.loop(n.healing)
 	n.loop(func() { n.timers.run(n.stop) })
@@ -147,8 +151,7 @@ func (n *Node) housekeeping() {
 			n.rememberPeers()
 			n.warn(&warned)
 		case err := <-n.parts.Failed:
-			n.Fail(err, false)
-			n.shutdownRaft()
+			n.diskFailed(err)
 		case <-n.stop:
 			return
 		}
@@ -242,13 +245,16 @@ func (n *Node) shutdownRaft() error {
 	// the leadership loop may just be about to hold them.
 	done := make(chan error, 1)
 	go func() { done <- f.Error() }()
-	for {
+	for began := time.Now(); ; {
 		n.parts.Transport.SetLeading(false)
 		n.parts.Transport.CloseStreams()
 		select {
 		case err := <-done:
 			return err
 		case <-time.After(10 * time.Millisecond):
+		}
+		if err := n.stuck(); err != nil && time.Since(began) > abandonAfter {
+			return err
 		}
 	}
 }

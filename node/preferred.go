@@ -82,7 +82,7 @@ func (n *Node) prefer() {
 	}
 	better := map[string]int{}
 	for _, v := range n.fitVoters() {
-		if v.priority > n.cfg.LeaderPriority {
+		if v.priority > n.cfg.LeaderPriority && v.well {
 			better[v.id] = v.priority
 		}
 	}

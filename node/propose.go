@@ -29,7 +29,7 @@ func (n *Node) Propose(ctx context.Context, c command.Command) (command.Result, 
 	}
 	var (
 		own *ownWrite
-		w   = write{grows: grows(c), once: onceKey(c)}
+		w   = write{grows: grows(c), adds: adds(c), once: onceKey(c)}
 		res command.Result
 	)
 	defer func() {
@@ -42,7 +42,7 @@ func (n *Node) Propose(ctx context.Context, c command.Command) (command.Result, 
 			own = n.own.begin()
 			w.id, w.encoded = own.id, command.AppendWithID(nil, own.id, c)
 		}
-		w.term = n.raft.CurrentTerm()
+		w.term = n.leaderTerm()
 		res, err = n.hand(ctx, own, w, leader)
 		if !errors.Is(err, command.ErrOutcomeUnknown) {
 			return err
@@ -109,7 +109,7 @@ func (n *Node) answerPropose(ctx context.Context, req []byte) ([]byte, error) {
 	if err := command.Validate(c); err != nil {
 		return nil, err
 	}
-	w.id, w.grows, w.once = id, grows(c), onceKey(c)
+	w.id, w.grows, w.adds, w.once = id, grows(c), adds(c), onceKey(c)
 	res, err := n.group.submit(ctx, w)
 	if err != nil {
 		return nil, err
@@ -129,6 +129,13 @@ func grows(c command.Command) bool {
 		return grows(c.Command)
 	}
 	return false
+}
+
+// adds reports whether a command may take much more space on disk than it gives back
+// in time: what grows the data, and what is staged for a restore.
+func adds(c command.Command) bool {
+	s, ok := c.(*command.Stage)
+	return ok && len(s.Data) > 0 || grows(c)
 }
 
 // onceKey is the idempotency key of a command; empty when it has none.
@@ -155,13 +162,17 @@ func (n *Node) remembers(onceKey string) bool {
 }
 
 // admitWrite says why this leader must not propose a write now: its contents
-// are wrong, so what it would answer is, or the data is full. The second is a
+// are wrong, so what it would answer is; its disk hangs or is full; or the data is
+// full. The last is a
 // limit of the leader, whichever node the write came by: two nodes with different
 // ones must not decide one entry differently, so it is judged before there is an
 // entry. Above it every write that puts is refused, whatever it would replace.
 func (n *Node) admitWrite(w write) error {
 	if n.Diverged() != 0 {
 		return command.ErrNotLeader.With("%v", n.wrong())
+	}
+	if err := n.diskRefuses(w); err != nil {
+		return err
 	}
 	if n.cfg.MaxData == 0 || !w.grows {
 		return nil
@@ -261,8 +272,25 @@ func askAgain(err error) error {
 	return err
 }
 
-// leaderID is the Raft id of the leader as this node knows it, "" without one.
+// leaderID is the Raft id of the leader as this node knows it, "" without one. While
+// its disk is down its Raft cannot tell, and others do.
 func (n *Node) leaderID() string {
+	if f := n.disk.follows.Load(); f != nil {
+		return f.id
+	}
+	return n.raftLeader()
+}
+
+// raftLeader is the leader as Raft knows it.
+func (n *Node) raftLeader() string {
 	_, id := n.raft.LeaderWithID()
 	return string(id)
+}
+
+// leaderTerm is the term in which leaderID leads.
+func (n *Node) leaderTerm() uint64 {
+	if s := n.disk.follows.Load(); s != nil {
+		return s.term
+	}
+	return n.raft.CurrentTerm()
 }

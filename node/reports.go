@@ -18,6 +18,10 @@ type Report struct {
 	StalenessMS int64 `json:"staleness_ms"`
 	// Priority is how much the member is to lead, see Config.LeaderPriority.
 	Priority int `json:"priority,omitempty"`
+	// Disk is how the member's disk does; empty when it does not say. DiskLatencyMS is
+	// the mean time of an append to its log.
+	Disk          command.DiskState `json:"disk,omitempty"`
+	DiskLatencyMS int64             `json:"disk_latency_ms,omitempty"`
 }
 
 // reports holds the latest report of each member, on the leader.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -51,7 +52,8 @@ func (n *Node) CatchUp() command.CatchUp {
 }
 
 func (n *Node) report(staleness time.Duration, known bool) Report {
-	r := Report{LastIndex: n.raft.LastIndex(), LastTerm: n.lastTerm(), StalenessMS: -1, Priority: n.cfg.LeaderPriority}
+	disk := n.Disk()
+	r := Report{LastIndex: n.raft.LastIndex(), LastTerm: n.lastTerm(), StalenessMS: -1, Disk: disk.State, DiskLatencyMS: disk.Latency.Milliseconds(), Priority: n.cfg.LeaderPriority}
 	if known {
 		r.StalenessMS = staleness.Milliseconds()
 	}
@@ -67,9 +69,9 @@ func (n *Node) Status() command.NodeStatus {
 	s := command.NodeStatus{
 		ID: n.id, Name: n.cfg.Self.Name, Site: n.cfg.Self.Site, HTTPAddr: n.cfg.Self.HTTPAddr, RaftAddr: n.cfg.Self.RaftAddr,
 		State: n.raft.State().String(), LeaderID: n.leaderID(), Term: n.raft.CurrentTerm(),
-		LastIndex: n.raft.LastIndex(), CommitIndex: n.raft.CommitIndex(), Started: n.began, Version: n.cfg.Self.Version,
+		LastIndex: n.raft.LastIndex(), CommitIndex: n.raft.CommitIndex(), Started: n.began, Version: n.cfg.Self.Version, Disk: n.Disk(),
 	}
-	if s.State == raft.Follower.String() && !n.MayLead() {
+	if s.State == raft.Follower.String() && !n.hasVote() {
 		s.State = "Learner"
 	}
 	s.LastContact, _ = n.LastContact()
@@ -94,6 +96,8 @@ func (n *Node) Status() command.NodeStatus {
 	switch failure := n.Failure(); {
 	case failure != nil:
 		s.NotReadyBecause = failure.Error()
+	case s.Disk.State == command.DiskStalled:
+		s.NotReadyBecause = fmt.Sprintf("the disk hangs: to %s takes %v by now", s.Disk.Call, s.Disk.Stalled.Round(time.Millisecond))
 	case n.Diverged() != 0:
 		s.NotReadyBecause = n.wrong().Error()
 	case n.Learner() && n.parts.State.LastCertified().IsZero():
@@ -168,9 +172,12 @@ func (n *Node) leaderSites() ([]command.Site, uint64, error) {
 		switch {
 		case since > command.SilentAfter:
 			s.State = "unreachable"
+		case r.Disk.Down():
+			s.State = string(r.Disk)
 		case s.Lag.Entries > levelEntries:
 			s.State = "catching-up"
 		}
+		s.Disk = r.Disk
 	})
 }
 
@@ -206,6 +213,9 @@ func (n *Node) sites(others func(command.Member, *command.Server)) ([]command.Si
 		if m.ID == n.id {
 			s.Priority = n.cfg.LeaderPriority
 			lineage := view.Lineage()
+			if s.Disk = n.Disk().State; s.Disk.Down() {
+				s.State = string(s.Disk)
+			}
 			s.Applied, s.Lineage, s.LastContact, s.Lag.ETA = view.Revision(), hex.EncodeToString(lineage[:]), "0s", 0
 			if since, ok := n.LastContact(); ok && !s.Leader {
 				s.LastContact = since.Round(time.Millisecond).String()

@@ -88,6 +88,9 @@ func (n *Node) StepDown(ctx context.Context) error {
 	if others, _ := n.voters(); len(others) == 0 {
 		return nil // nobody to hand over to
 	}
+	if err := n.stuck(); err != nil {
+		return err
+	}
 	for n.raft.State() == raft.Leader {
 		if err := n.handOver(ctx, ""); !errors.Is(err, command.ErrNotLeader) {
 			return err
@@ -143,7 +146,7 @@ func (n *Node) handTo(ctx context.Context, target string) error {
 				return n.raft.LeadershipTransferToServer(raft.ServerID(target), raft.ServerAddress(target))
 			}
 		}
-		err = n.wait(transfer())
+		err = n.waitUntil(ctx, transfer())
 	}
 	if err == nil || n.raft.State() != raft.Leader {
 		n.counts.handOvers.Add(1)
@@ -175,13 +178,13 @@ func (n *Node) awaitLeader(ctx context.Context, want string) error {
 	}
 }
 
-// successor is the voter that suits best to lead next: of those that are fit that with
-// the highest priority, then the most complete one. Those that have declined come
+// successor is the voter that suits best to lead next: of those that are fit one whose
+// disk is well, if there is one, with the highest priority, then the most complete one. Those that have declined come
 // last. "" when none is known to be fit.
 func (n *Node) successor(declined map[string]bool) string {
 	fit := n.fitVoters()
 	if len(fit) == 0 {
-		return ""
+		return n.notDown(declined)
 	}
 	return slices.MinFunc(fit, func(a, b successor) int {
 		switch {
@@ -190,8 +193,30 @@ func (n *Node) successor(declined map[string]bool) string {
 		case declined[b.id] && !declined[a.id]:
 			return -1
 		}
+		if a.well != b.well {
+			if a.well {
+				return -1
+			}
+			return 1
+		}
 		return cmp.Or(cmp.Compare(b.priority, a.priority), cmp.Compare(b.lastIndex, a.lastIndex), strings.Compare(a.id, b.id))
 	}).id
+}
+
+// notDown is a voter to choose when none is known to be fit, yet one that Raft might
+// choose is known not to be: it goes by the log alone. Else "", and Raft chooses.
+func (n *Node) notDown(declined map[string]bool) string {
+	others, _ := n.voters()
+	heirs := n.heirs()
+	if len(heirs) == len(others) {
+		return ""
+	}
+	for _, id := range heirs {
+		if !declined[id] {
+			return id
+		}
+	}
+	return ""
 }
 
 // successor is a voter that could lead instead of this node.
@@ -199,6 +224,7 @@ type successor struct {
 	id        string
 	priority  int
 	lastIndex uint64
+	well      bool // its disk is
 }
 
 // fitVoters are the other voters that could take over at once, as this leader knows
@@ -210,8 +236,8 @@ func (n *Node) fitVoters() []successor {
 	}
 	var fit []successor
 	for _, m := range h.Members {
-		if r, reported := n.reports.get(m.ID); reported && m.Voter && m.Healthy && m.ID != n.id {
-			fit = append(fit, successor{id: m.ID, priority: r.Priority, lastIndex: m.LastIndex})
+		if r, reported := n.reports.get(m.ID); reported && m.Voter && m.Healthy && !r.Disk.Down() && m.ID != n.id {
+			fit = append(fit, successor{id: m.ID, priority: r.Priority, lastIndex: m.LastIndex, well: r.Disk.Well()})
 		}
 	}
 	return fit

@@ -206,7 +206,7 @@ func (n *Node) noteTerm() (term uint64, leader string) {
 // raftTerm is Raft's term, and the leader it knows of that very term.
 func (n *Node) raftTerm() (term uint64, leader string) {
 	for {
-		term, leader = n.raft.CurrentTerm(), n.leaderID()
+		term, leader = n.raft.CurrentTerm(), n.raftLeader()
 		if n.raft.CurrentTerm() == term {
 			return term, leader // Raft forgets the leader before it changes the term
 		}

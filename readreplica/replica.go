@@ -409,7 +409,7 @@ func (r *Replica) ReplicaStatus() command.ReplicaStatus {
 	s := command.ReplicaStatus{
 		Running: r.Failure() == nil && !r.Paused(), Mode: "voter", FailedRequests: r.failed.Load(), SecondsSinceLastSuccess: -1,
 		Applied: n.Revision, AppliedIndex: n.AppliedIndex, Lineage: hex.EncodeToString(n.Lineage[:]), Staleness: -1, LastCatchUp: r.CatchUp(),
-		Diverged: r.Diverged(), Damaged: r.state.Damaged(),
+		Diverged: r.Diverged(), Damaged: r.state.Damaged(), Disk: n.Disk.State,
 	}
 	switch {
 	case n.State == "Leader":
@@ -432,6 +432,8 @@ func (r *Replica) ReplicaStatus() command.ReplicaStatus {
 	switch {
 	case r.Failure() != nil:
 		s.Status = "failed"
+	case s.Disk == command.DiskStalled:
+		s.Status = "stalled"
 	case s.Diverged != 0:
 		s.Status = "diverged"
 	case len(s.Damaged) > 0:

@@ -63,7 +63,7 @@ func (s *State) SpoolArchive(ctx context.Context, r io.Reader, use func(archive 
 	if err != nil {
 		return err
 	}
-	room := max(int64(free)-2*LogReserve, 0)
+	room := max(int64(free)-2*int64(s.cfg.Disk.reserve()), 0)
 	spool, err := nameless(folder)
 	if err != nil {
 		return err

@@ -316,7 +316,7 @@ func (c *checker) stable() {
 			return err
 		}
 		defer db.Close()
-		s, err := newRaftStable(db, newLatch())
+		s, err := newRaftStable(db, newLatch(), nil)
 		if err != nil {
 			return err
 		}

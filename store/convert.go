@@ -31,7 +31,7 @@ func (d *Dir) convertLogs(from, to string) error {
 	if err != nil {
 		return err
 	}
-	if free, err := freeSpace(d.path); err == nil && free < size+LogReserve {
+	if free, err := freeSpace(d.path); err == nil && free < size+d.disk.reserve() {
 		return fmt.Errorf("the copy needs up to %d MiB: %w", size>>20, ErrNoSpace)
 	}
 	src, err := d.openBackend(from)

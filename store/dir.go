@@ -25,6 +25,8 @@ const (
 	boltLogFile  = "log.db"
 	incomingName = "incoming"
 	keptName     = "delta.copy"
+	ballastName  = "ballast"
+	probeName    = "ballast.probe"
 	dirMode      = 0o700
 	dataFileMode = 0o600
 )
@@ -71,6 +73,7 @@ type Dir struct {
 	hook func(step string) error
 	// walSegment is the size of a raft-wal segment in bytes.
 	walSegment int
+	disk       *Disk
 
 	// mu guards what follows.
 	mu sync.Mutex
@@ -116,8 +119,13 @@ func OpenDir(path string, id Identity, log hclog.Logger) (*Dir, error) {
 		id = found
 	}
 	d := &Dir{path: path, log: log.Named("store"), lock: lock, id: id, walSegment: walSegmentBytes}
+	d.disk = newDisk(path, d.log)
 	id.Starts++
-	if err := d.writeLocked(id); err != nil {
+	err = d.writeLocked(id)
+	if diskFull(err) && os.Remove(filepath.Join(path, ballastName)) == nil {
+		err = d.writeLocked(id)
+	}
+	if err != nil {
 		_ = unlock(lock)
 		return nil, &DirError{Path: path, Cause: "cannot record this start", Remedy: "check the disk and its free space", Err: err}
 	}
@@ -198,6 +206,18 @@ func lockHolder(f *os.File) string {
 	}
 	return "another process"
 }
+
+// Guard sets the limits of the directory's disk and watches its space until Close.
+// It makes the ballast, a file that is given up when space runs out, as soon as there
+// is room. It is called at most once, before OpenLogs.
+func (d *Dir) Guard(limits DiskLimits) {
+	// Two segments must fit into what is kept free when the disk counts as full.
+	d.walSegment = int(min(uint64(d.walSegment), max(limits.Reserve/2, minWALSegment)))
+	d.disk.guard(limits)
+}
+
+// Disk is how the directory's disk does.
+func (d *Dir) Disk() *Disk { return d.disk }
 
 // Identity returns the identity as it is on disk.
 func (d *Dir) Identity() Identity {
@@ -288,5 +308,6 @@ func (d *Dir) Close() error {
 		return nil
 	}
 	d.closed = true
+	d.disk.unguard()
 	return unlock(d.lock)
 }

@@ -50,6 +50,8 @@ type stateFile struct {
 	committed atomic.Int64
 	// damage is what was found bad in the file.
 	damage damageList
+	// disk is told of each transaction; nil where nobody watches.
+	disk *Disk
 }
 
 func (f *stateFile) local() local {
@@ -315,6 +317,7 @@ func (f *stateFile) current(tx int64) error {
 // On return it is durable (unless the file was opened without syncing), on error
 // nothing of it is.
 func (f *stateFile) update(fn func(tx *bbolt.Tx, local *local) error) error {
+	defer f.disk.begin("write the state", patient)()
 	var tx *bbolt.Tx
 	var was, l local
 	err := guarded(func() (err error) {

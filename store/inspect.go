@@ -67,7 +67,7 @@ func inspectOnce(path string) (Identity, bool, error) {
 			switch name := e.Name(); name {
 			case stateName, markerName, stableFile, walLogDir, boltLogFile, incomingName, keptName, archivesName:
 				ours = append(ours, name)
-			case lockFile, identityTmpFile, "lost+found":
+			case lockFile, identityTmpFile, ballastName, ballastName + ".new", probeName, "lost+found":
 				// left by a first start that was cut short, or by the file system
 			default:
 				if !strings.HasPrefix(name, ".") {

@@ -9,18 +9,12 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/hashicorp/raft"
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-db/holdfast/command"
 )
-
-// LogReserve is the space in bytes that an append leaves free on the disk of
-// the data directory: room for a new log segment, the next flush of the state,
-// and votes. An append that finds less is refused with ErrNoSpace.
-const LogReserve = 128 << 20
 
 // ErrNoSpace says that an entry was not stored because the disk is nearly
 // full. No file was touched, and the next append may succeed.
@@ -91,12 +85,6 @@ func (l *Logs) Failed() <-chan error { return l.latch.ch }
 // Err is the failure Failed delivered, nil while there is none.
 func (l *Logs) Err() error { return l.latch.get() }
 
-// Stalled is how long the oldest write under way has been running, 0 when none
-// is. A disk that hangs shows here and nowhere else.
-func (l *Logs) Stalled() time.Duration {
-	return max(l.log.stores.running(), l.log.deletes.running(), l.stable.clock.running())
-}
-
 // SetPeer records what was last seen of a peer, durably. The zero value
 // forgets the peer. Nothing is written when it is recorded already.
 func (l *Logs) SetPeer(id string, v PeerSeen) error { return l.stable.setPeer(id, v) }
@@ -129,10 +117,8 @@ type raftLog struct {
 	// swept holds what was read from the backend last: Raft reads more entries for
 	// one message to a member that is behind than the transport puts into it, and
 	// reads the rest again for the next.
-	swept   recentEntries
-	free    func() (uint64, error) // bytes on the backend's disk
-	stores  opClock
-	deletes opClock
+	swept recentEntries
+	disk  *Disk
 	// average holds the float64 bits of the mean entry size. One append runs
 	// at a time.
 	average atomic.Uint64
@@ -146,8 +132,8 @@ var (
 // entryOverhead is what an entry takes in bytes beside its data, at most.
 const entryOverhead = 64
 
-func newRaftLog(db logBackend, kind string, l *latch, free func() (uint64, error)) (*raftLog, error) {
-	s := &raftLog{db: db, kind: kind, latch: l, free: free}
+func newRaftLog(db logBackend, kind string, l *latch, disk *Disk) (*raftLog, error) {
+	s := &raftLog{db: db, kind: kind, latch: l, disk: disk}
 	first, err := db.FirstIndex()
 	if err != nil {
 		return nil, err
@@ -187,7 +173,9 @@ func (s *raftLog) GetLog(index uint64, log *raft.Log) error {
 	if s.recent.get(index, log) || s.swept.get(index, log) {
 		return nil
 	}
+	done := s.disk.begin("read the Raft log", urgent)
 	err := s.db.GetLog(index, log)
+	done()
 	if err == nil && log.Index != index {
 		err = command.ErrDamaged.With("entry %d stands in its place", log.Index)
 	}
@@ -215,10 +203,10 @@ func (s *raftLog) StoreLogs(logs []*raft.Log) error {
 	if err := s.latch.get(); err != nil {
 		return err
 	}
-	if free, err := s.free(); err == nil && free < LogReserve {
-		return fmt.Errorf("%d MiB of %d MiB: %w", free>>20, LogReserve>>20, ErrNoSpace)
+	defer s.disk.timed("append to the Raft log")()
+	if err := s.disk.room(); err != nil {
+		return err
 	}
-	defer s.stores.start()()
 	if err := s.db.StoreLogs(logs); err != nil {
 		return s.latch.fail(fmt.Errorf("append entries %d to %d to the %s log: %w",
 			logs[0].Index, logs[len(logs)-1].Index, s.kind, err))
@@ -234,7 +222,7 @@ func (s *raftLog) DeleteRange(first, last uint64) error {
 	if err := s.latch.get(); err != nil {
 		return err
 	}
-	defer s.deletes.start()()
+	defer s.disk.begin("truncate the Raft log", patient)()
 	s.recent.forget(first, last)
 	s.swept.forget(first, last)
 	if err := s.db.DeleteRange(first, last); err != nil {
@@ -329,8 +317,9 @@ func (r *recentEntries) forget(first, last uint64) {
 
 // latch keeps the first failure.
 type latch struct {
-	err atomic.Pointer[error]
-	ch  chan error
+	err  atomic.Pointer[error]
+	ch   chan error
+	told func(error) // hears of it too; may be nil
 }
 
 func newLatch() *latch { return &latch{ch: make(chan error, 1)} }
@@ -345,32 +334,13 @@ func (l *latch) get() error {
 // fail records err if it is the first, and returns the one that was.
 func (l *latch) fail(err error) error {
 	if l.err.CompareAndSwap(nil, &err) {
+		if l.told != nil {
+			l.told(err)
+		}
 		l.ch <- err
 		close(l.ch)
 	}
 	return l.get()
-}
-
-// opClock tells how long a call has been running. Of calls that overlap the
-// newest is timed, until one ends.
-type opClock struct{ since atomic.Int64 } // of processStart; 0: none
-
-var processStart = time.Now().Add(-time.Second)
-
-// start notes the begin of a call and returns what notes its end.
-func (c *opClock) start() func() {
-	c.since.Store(int64(time.Since(processStart)))
-	return c.end
-}
-
-func (c *opClock) end() { c.since.Store(0) }
-
-func (c *opClock) running() time.Duration {
-	since := time.Duration(c.since.Load())
-	if since == 0 {
-		return 0
-	}
-	return time.Since(processStart) - since
 }
 
 // OpenLogs opens Raft's stores, or creates them. kind is LogStoreWAL or
@@ -426,6 +396,7 @@ func (d *Dir) openLogs(kind string) (_ *Logs, err error) {
 			Remedy: "check the disk; if the file is damaged, move the directory away and let the node join anew", Err: err}
 	}
 	l := &Logs{kind: kind, latch: newLatch()}
+	l.latch.told = d.disk.fail
 	stable, err := openBolt(filepath.Join(d.path, stableFile))
 	if err != nil {
 		return nil, bad(stableFile, err)
@@ -435,14 +406,14 @@ func (d *Dir) openLogs(kind string) (_ *Logs, err error) {
 			stable.Close()
 		}
 	}()
-	if l.stable, err = newRaftStable(stable, l.latch); err != nil {
+	if l.stable, err = newRaftStable(stable, l.latch, d.disk); err != nil {
 		return nil, bad(stableFile, err)
 	}
 	db, err := d.openBackend(kind)
 	if err != nil {
 		return nil, bad(logStorePath(kind), err)
 	}
-	if l.log, err = newRaftLog(db, kind, l.latch, func() (uint64, error) { return freeSpace(d.path) }); err != nil {
+	if l.log, err = newRaftLog(db, kind, l.latch, d.disk); err != nil {
 		db.Close()
 		return nil, bad(logStorePath(kind), err)
 	}
@@ -456,7 +427,7 @@ func (d *Dir) openBackend(kind string) (logBackend, error) {
 	if kind == LogStoreBolt {
 		return openBolt(path)
 	}
-	return openWAL(path, d.walSegment, d.log)
+	return openWAL(path, d.walSegment, d.disk, d.log)
 }
 
 // freeSpace returns the bytes this process may still use on the disk of a path.

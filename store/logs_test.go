@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -537,8 +536,9 @@ func TestMisplacedEntryIsReported(t *testing.T) {
 
 func TestNearlyFullDiskIsRefusedButNotFinal(t *testing.T) {
 	l, fl, _ := injected(t)
-	free := uint64(LogReserve - 1)
-	l.log.free = func() (uint64, error) { return free, nil }
+	limits := DefaultDiskLimits
+	free := limits.floor() - 1
+	l.log.disk.space = func(string) (uint64, error) { return free, nil }
 	err := l.Log.StoreLog(testEntry(1, 1, 10))
 	if !errors.Is(err, ErrNoSpace) || strings.Contains(err.Error(), "\n") {
 		t.Fatalf("got %v", err)
@@ -552,30 +552,9 @@ func TestNearlyFullDiskIsRefusedButNotFinal(t *testing.T) {
 	if err := l.Log.DeleteRange(1, 1); err != nil { // gives space back
 		t.Error(err)
 	}
-	free = LogReserve
+	free = limits.floor()
 	if err := l.Log.StoreLog(testEntry(1, 1, 10)); err != nil {
 		t.Error(err)
-	}
-}
-
-func TestHangingDiskShows(t *testing.T) {
-	l, fl, _ := injected(t)
-	if l.Stalled() != 0 {
-		t.Error("stalled while idle")
-	}
-	fl.block = make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() { l.Log.StoreLog(testEntry(1, 1, 10)) })
-	deadline := time.Now().Add(10 * time.Second)
-	for l.Stalled() < time.Millisecond {
-		if time.Now().After(deadline) {
-			t.Fatal("a hanging append does not show")
-		}
-	}
-	close(fl.block)
-	wg.Wait()
-	if l.Stalled() != 0 {
-		t.Error("still stalled")
 	}
 }
 
@@ -778,7 +757,7 @@ func TestFullSegmentIsMendedAfterACrash(t *testing.T) {
 				last--
 			}
 			for range 3 { // opened twice without an append, too
-				w, err := openWAL(dir, testSegment, hclog.NewNullLogger())
+				w, err := openWAL(dir, testSegment, nil, hclog.NewNullLogger())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -793,7 +772,7 @@ func TestFullSegmentIsMendedAfterACrash(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			w, err := openWAL(dir, testSegment, hclog.NewNullLogger())
+			w, err := openWAL(dir, testSegment, nil, hclog.NewNullLogger())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -812,7 +791,7 @@ func TestFullSegmentIsMendedAfterACrash(t *testing.T) {
 // A segment that was listed but not yet made when the crash came is no loss.
 func TestUnusedSegmentMayBeAbsent(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), walLogDir)
-	w, err := openWAL(dir, testSegment, hclog.NewNullLogger())
+	w, err := openWAL(dir, testSegment, nil, hclog.NewNullLogger())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -831,7 +810,7 @@ func TestUnusedSegmentMayBeAbsent(t *testing.T) {
 	if err := checkWAL(dir); err != nil {
 		t.Fatal(err)
 	}
-	if w, err = openWAL(dir, testSegment, hclog.NewNullLogger()); err != nil {
+	if w, err = openWAL(dir, testSegment, nil, hclog.NewNullLogger()); err != nil {
 		t.Fatal(err)
 	}
 	defer w.Close()

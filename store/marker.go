@@ -20,6 +20,7 @@ import (
 // sync makes it survive a loss of power.
 type marker struct {
 	file *os.File
+	disk *Disk // is told of each write; nil where nobody watches
 
 	mu sync.Mutex
 	markerSlot
@@ -111,6 +112,7 @@ func (m *marker) writeLocked() error {
 	if m.closed {
 		return command.ErrStopping
 	}
+	defer m.disk.begin("write the commit marker", urgent)()
 	m.seq++
 	m.dirty = true
 	_, err := m.file.WriteAt(m.encode(), int64(m.seq%2)*markerSpacing)
@@ -149,6 +151,7 @@ func (m *marker) sync() error {
 	if !dirty {
 		return nil
 	}
+	defer m.disk.begin("sync the commit marker", patient)()
 	return m.file.Sync()
 }
 

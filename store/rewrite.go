@@ -57,7 +57,7 @@ func (s *State) rewriteDue() (bool, error) {
 		return false, err
 	}
 	room, err := freeSpace(s.cfg.Dir)
-	return int64(room) > size-free+2*LogReserve, err
+	return int64(room) > size-free+2*int64(s.cfg.Disk.reserve()), err
 }
 
 // freeBytes is how much of a state file is free pages, and how long it is up to

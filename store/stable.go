@@ -111,9 +111,9 @@ type stableBackend interface {
 type raftStable struct {
 	db    stableBackend
 	latch *latch
-	// writing is held during a write; clock times it.
+	disk  *Disk
+	// writing is held during a write.
 	writing sync.Mutex
-	clock   opClock
 
 	// mu makes a vote's two halves, and the table of peers, one step each.
 	mu          sync.Mutex
@@ -124,8 +124,8 @@ type raftStable struct {
 
 var _ raft.StableStore = (*raftStable)(nil)
 
-func newRaftStable(db stableBackend, l *latch) (*raftStable, error) {
-	s := &raftStable{db: db, latch: l, peers: map[string]PeerSeen{}}
+func newRaftStable(db stableBackend, l *latch, disk *Disk) (*raftStable, error) {
+	s := &raftStable{db: db, latch: l, disk: disk, peers: map[string]PeerSeen{}}
 	b, err := db.Get([]byte(stablePeers))
 	switch {
 	case errors.Is(err, raftboltdb.ErrKeyNotFound):
@@ -146,7 +146,7 @@ func (s *raftStable) write(key string, val []byte) error {
 	if err := s.latch.get(); err != nil {
 		return err
 	}
-	defer s.clock.start()()
+	defer s.disk.begin("store "+key, urgent)()
 	if err := s.db.Set([]byte(key), val); err != nil {
 		return s.latch.fail(fmt.Errorf("store %s: %w", key, err))
 	}

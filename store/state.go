@@ -43,6 +43,9 @@ type StateConfig struct {
 	// RewriteFree is how many bytes of the file must be free, and more than half
 	// of it, before it is rewritten to a smaller one; 64 MiB when zero.
 	RewriteFree int64
+	// Disk, when given, is told of what is under way on the disk, and says how much
+	// space there is.
+	Disk *Disk
 	// Log may be nil.
 	Log hclog.Logger
 }
@@ -165,6 +168,7 @@ func OpenState(cfg StateConfig) (*State, error) {
 		return nil, fmt.Errorf("sync data directory: %w", err)
 	}
 	file.damage.attach(s.damageFound, s.log)
+	file.disk = cfg.Disk
 	s.gen.Store(&generation{active: newLayer(), meta: m, members: members, file: file})
 	s.durable.Store(&durableState{meta: m})
 	if err := s.takeKept(); err != nil {
@@ -188,6 +192,7 @@ func (s *State) openMarker(m meta) error {
 		return err
 	}
 	s.marker = mk
+	mk.disk = s.cfg.Disk
 	s.started = max(last.index, m.Applied)
 	switch {
 	case found:
@@ -269,6 +274,7 @@ func (s *State) Err() error {
 func (s *State) failWith(err error) error {
 	if s.failure.CompareAndSwap(nil, &err) {
 		s.log.Error("state cannot be written any more", "error", err)
+		s.cfg.Disk.fail(err)
 		s.mu.Lock()
 		s.announce()
 		s.mu.Unlock()
@@ -665,7 +671,9 @@ func (s *State) flushOnce() error {
 var errUnflushed = errors.New("the last changes are not in the state file, for want of space; the next start applies them from the log")
 
 // diskFull reports whether there was no space, or none for this user.
-func diskFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+func diskFull(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, ErrNoSpace)
+}
 
 // spaceRetry is how often a flush that found no space is tried again.
 const spaceRetry = time.Second
@@ -698,7 +706,10 @@ func (s *State) writeOnceThereIsSpace(g *generation) error {
 // until there is space, or with command.ErrStopping until the state is closed.
 func (s *State) onceThereIsSpace(write func() error) error {
 	for told := false; ; {
-		err := write()
+		err := s.cfg.Disk.room()
+		if err == nil {
+			err = write()
+		}
 		switch {
 		case err == nil:
 			if told {

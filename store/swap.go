@@ -170,6 +170,7 @@ func (s *State) replace(n *generation) {
 // place, after its last one.
 func (s *State) retireLater(f, next *stateFile) {
 	next.damage.attach(s.damageFound, s.log)
+	next.disk = s.cfg.Disk
 	f.damage.retire()
 	s.copies.retiring.Go(func() {
 		if err := f.retire(); err != nil {

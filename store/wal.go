@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -25,8 +26,12 @@ import (
 )
 
 // walSegmentBytes is the size at which raft-wal starts a new file, and the
-// space it takes for one in advance.
-const walSegmentBytes = 64 << 20
+// space it takes for one in advance. On a disk that is full it is less, and no less
+// than minWALSegment.
+const (
+	walSegmentBytes = 64 << 20
+	minWALSegment   = 1 << 20
+)
 
 // raft-wal's own layout, as far as it is looked at from outside.
 const (
@@ -52,12 +57,13 @@ const (
 //     again by the same process.
 type walLog struct {
 	*wal.WAL
-	meta *walMeta
+	meta  *walMeta
+	files *walFiles
 }
 
 // openWAL opens the log in a directory, or creates it there. A crash while it
 // is created leaves a directory that can be opened again.
-func openWAL(dir string, segmentBytes int, log hclog.Logger) (*walLog, error) {
+func openWAL(dir string, segmentBytes int, disk *Disk, log hclog.Logger) (*walLog, error) {
 	if err := os.Mkdir(dir, dirMode); err == nil {
 		if err := syncPath(filepath.Dir(dir)); err != nil {
 			return nil, err
@@ -70,7 +76,7 @@ func openWAL(dir string, segmentBytes int, log hclog.Logger) (*walLog, error) {
 		return nil, fmt.Errorf("%s %w", metadb.FileName, err)
 	}
 	db := &metadb.BoltMetaDB{}
-	files := &walFiles{Filer: segment.NewFiler(dir, walfs.New()), dir: dir, meta: db}
+	files := &walFiles{Filer: segment.NewFiler(dir, walfs.New()), dir: dir, meta: db, disk: disk}
 	meta := &walMeta{BoltMetaDB: db, files: files}
 	var w *wal.WAL
 	err := openGuarded(dir, func() (err error) {
@@ -83,8 +89,22 @@ func openWAL(dir string, segmentBytes int, log hclog.Logger) (*walLog, error) {
 		meta.Close()
 		return nil, err
 	}
-	return &walLog{WAL: w, meta: meta}, nil
+	return &walLog{WAL: w, meta: meta, files: files}, nil
 }
+
+// StoreLogs implements raft.LogStore. raft-wal starts a new segment beside its
+// callers and only logs when that fails: what it then says of the full one it went on
+// with is given its cause.
+func (w *walLog) StoreLogs(logs []*raft.Log) error {
+	err := w.WAL.StoreLogs(logs)
+	if why := w.files.refused.Load(); why != nil && errors.Is(err, wal.ErrSealed) {
+		return fmt.Errorf("start a segment: %w", *why)
+	}
+	return err
+}
+
+// StoreLog implements raft.LogStore.
+func (w *walLog) StoreLog(log *raft.Log) error { return w.StoreLogs([]*raft.Log{log}) }
 
 func (w *walLog) Close() error {
 	err := w.WAL.Close()
@@ -145,7 +165,11 @@ type walMeta struct {
 // CommitState implements types.MetaStore.
 func (m *walMeta) CommitState(state types.PersistentState) error {
 	for i := range state.Segments {
-		state.Segments[i].Codec = walCodecID
+		s := &state.Segments[i]
+		s.Codec = walCodecID
+		if i == len(state.Segments)-1 && s.SealTime.IsZero() {
+			s.SizeLimit = m.files.limit(s.ID, s.SizeLimit)
+		}
 	}
 	return m.BoltMetaDB.CommitState(state)
 }
@@ -159,6 +183,7 @@ func (m *walMeta) Load(dir string) (types.PersistentState, error) {
 		return state, err
 	}
 	last := &state.Segments[len(state.Segments)-1]
+	m.files.begun.id, m.files.begun.limit = last.ID, last.SizeLimit
 	if !last.SealTime.IsZero() {
 		return state, nil
 	}
@@ -187,6 +212,7 @@ func (m *walMeta) Load(dir string) (types.PersistentState, error) {
 		Codec:      walCodecID,
 		CreateTime: time.Now(),
 	}
+	m.files.begun.id, m.files.begun.limit = longer.ID, longer.SizeLimit
 	if err := m.files.copySegment(longer, tail); err != nil {
 		return state, fmt.Errorf("mend full segment: %w", err)
 	}
@@ -200,18 +226,41 @@ type walFiles struct {
 	*segment.Filer
 	dir  string
 	meta *metadb.BoltMetaDB
+	disk *Disk
 	// tail is the last segment as Load recovered it, until Open asks for it.
 	tail   types.SegmentWriter
 	tailID uint64
+	// begun is the newest segment and the size it was given. raft-wal serialises the
+	// calls that make one.
+	begun struct {
+		id    uint64
+		limit uint32
+	}
+	// refused is why the last segment could not be made, nil when it was.
+	refused atomic.Pointer[error]
+}
+
+// limit is the size of a segment: as wanted, or less while the disk is full, so that
+// there is one for votes and deletes. A segment keeps the size it was given first.
+func (f *walFiles) limit(id uint64, wanted uint32) uint32 {
+	if f.begun.limit == 0 || f.begun.id != id {
+		f.begun.id, f.begun.limit = id, wanted
+		if left, full := f.disk.short(); full {
+			f.begun.limit = uint32(min(uint64(wanted), max(left/8, minWALSegment)))
+		}
+	}
+	return min(wanted, f.begun.limit)
 }
 
 // Create implements types.SegmentFiler.
 func (f *walFiles) Create(info types.SegmentInfo) (types.SegmentWriter, error) {
-	info.Codec = walCodecID
+	info.Codec, info.SizeLimit = walCodecID, f.limit(info.ID, info.SizeLimit)
 	w, err := f.Filer.Create(info)
 	if err != nil {
+		f.refused.Store(&err)
 		return nil, err
 	}
+	f.refused.Store(nil)
 	return &walTail{SegmentWriter: w, id: info.ID, meta: f.meta}, nil
 }
 

@@ -54,6 +54,10 @@ type Config struct {
 	// Condition is what those who watch this node are told of it with each ping. Nil
 	// says nothing.
 	Condition func() command.Condition
+	// Muted says whether this node must not be heard as a leader, though its Raft believes
+	// that it leads. While it does, no AppendEntries leaves: heartbeats fail, and
+	// replication waits. Nil says no.
+	Muted func() bool
 	// EntryTerm is the term of an entry of this node's log, if it is there. With it
 	// replication skips what a peer has by other ways than the log. Nil knows none.
 	EntryTerm func(index uint64) (term uint64, ok bool)

@@ -81,6 +81,9 @@ func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.App
 	kind, bytes := prepareAppend(args, p.rc.peer.pace.most(p.rc.far != nil))
 	f.bytes = bytes
 	b, err := p.rc.encode(kind, args)
+	if err == nil && p.t.muted() {
+		err = errMuted
+	}
 	if err == nil {
 		f.allowed = allowance(p.t.cfg.Timeout, int64(len(b)))
 		err = p.rc.write(b, kind, f.allowed)

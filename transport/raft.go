@@ -94,6 +94,9 @@ func (t *Transport) AppendEntries(id raft.ServerID, _ raft.ServerAddress, args *
 	p := t.peer(string(id))
 	kind, bytes := prepareAppend(args, p.pace.most(t.isFar(p)))
 	send := func(ctx context.Context) error {
+		if t.muted() {
+			return errMuted
+		}
 		began := time.Now()
 		err := t.request(ctx, string(id), kind, args, resp)
 		if err == nil {
@@ -156,6 +159,10 @@ func (t *Transport) skip(to string, args *raft.AppendEntriesRequest, resp *raft.
 	args.Entries = []*raft.Log{{Index: last, Term: term}}
 	*resp = answer
 }
+
+var errMuted = errors.New("this node must not be heard as a leader now")
+
+func (t *Transport) muted() bool { return t.cfg.Muted != nil && t.cfg.Muted() }
 
 // isHeartbeat tells Raft's heartbeats from its replication, as the library does.
 func isHeartbeat(a *raft.AppendEntriesRequest) bool {

@@ -707,3 +707,45 @@ func BenchmarkAppendEntries(b *testing.B) {
 		}
 	}
 }
+
+// Whoever must not be heard as a leader sends neither heartbeats nor entries, by
+// either way, and what it has for its peers waits.
+func TestAMutedLeaderIsNotHeard(t *testing.T) {
+	b := newBook()
+	var muted atomic.Bool
+	cfg := testConfig(t, b, hello("n1"))
+	cfg.Muted = muted.Load
+	n1 := start(t, b, cfg, nil)
+	var heard atomic.Int32
+	consume(start(t, b, testConfig(t, b, hello("n2")), nil), func(rpc raft.RPC) {
+		heard.Add(1)
+		acknowledge(rpc)
+	})
+	n1.SetLeading(true)
+	pipe, err := n1.AppendEntriesPipeline("n2", "n2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	muted.Store(true)
+	if err := n1.AppendEntries("n2", "n2", heartbeat("n1", 1), &raft.AppendEntriesResponse{}); !errors.Is(err, errMuted) {
+		t.Errorf("heartbeat: %v", err)
+	}
+	if _, err := pipe.AppendEntries(replication("n1", 1, 1, []byte("x")), &raft.AppendEntriesResponse{}); !errors.Is(err, errMuted) {
+		t.Errorf("pipeline: %v", err)
+	}
+	held := later(func() error {
+		return n1.AppendEntries("n2", "n2", replication("n1", 1, 1, []byte("x")), &raft.AppendEntriesResponse{})
+	})
+	select {
+	case err := <-held:
+		t.Errorf("replication ended: %v", err)
+	case <-time.After(2 * longestHold):
+	}
+	if n := heard.Load(); n > 0 {
+		t.Errorf("%d requests arrived", n)
+	}
+	muted.Store(false)
+	if err := soon(t, "replication goes on", held); err != nil {
+		t.Error(err)
+	}
+}

@@ -20,6 +20,7 @@ import (
 	"github.com/holdfast-db/holdfast/command"
 	"github.com/holdfast-db/holdfast/http"
 	"github.com/holdfast-db/holdfast/node"
+	"github.com/holdfast-db/holdfast/store"
 )
 
 // agentConfig is a complete and consistent description of a node, as far as
@@ -107,6 +108,14 @@ type agentConfig struct {
 	// for damage, again and again; 0: never.
 	ScrubPeriod time.Duration
 
+	// Disk says from when on the disk counts as hanging, slow or full.
+	Disk store.DiskLimits
+	// StandbyDir, when set, is the absolute path of an empty directory on another disk,
+	// which the node enters as a new member when the disk of DataDir has failed, or has
+	// hung for StandbyAfter. From then on it is the data directory.
+	StandbyDir   string
+	StandbyAfter time.Duration
+
 	LogLevel hclog.Level
 	// LogJSON writes one JSON object per line instead of text.
 	LogJSON bool
@@ -143,6 +152,15 @@ const (
 	minOnceBytes, maxOnceBytes         byteSize = 1 << 20, 4 << 30
 )
 
+// Bounds of what says how a disk does. A stall limit below what a sync may take on a
+// busy disk would move leadership for nothing. The least reserve has room for a small
+// segment of the log, a ballast and votes.
+const (
+	minStallLimit                           = 100 * time.Millisecond
+	minSlowLimit                            = time.Millisecond
+	minDiskReserve, maxDiskReserve byteSize = 8 << 20, 1 << 40
+)
+
 // minHistoryBytes is the least --history-bytes: below it a single large write
 // would leave nothing to catch up from.
 const minHistoryBytes = 1 << 20
@@ -159,6 +177,7 @@ type agentFlags struct {
 	historyBytes, onceBytes   byteSize
 	logRetention, catchUpRate byteSize
 	wanRate                   byteSize
+	diskReserve               byteSize
 	withParent                bool
 	config                    string
 }
@@ -166,7 +185,7 @@ type agentFlags struct {
 func newAgent(run runner) *cobra.Command {
 	f := agentFlags{
 		maxValue: command.DefaultMaxValue, historyBytes: byteSize(node.DefaultHistory.Bytes), logRetention: node.DefaultLogRetention,
-		onceBytes: http.DefaultOnceBytes,
+		onceBytes: http.DefaultOnceBytes, diskReserve: byteSize(store.DefaultDiskLimits.Reserve),
 	}
 	cmd := &cobra.Command{
 		Use:   "agent --node NAME --site NAME --data-dir DIR [flags]",
@@ -230,6 +249,11 @@ and that over the file.`,
 	fs.Var(&f.catchUpRate, "catchup-rate", "bytes per second of all copies sent to other nodes (0: no limit)")
 	fs.Var(&f.wanRate, "wan-rate", "bytes per second of replication and copies to each other site (0: no limit)")
 	fs.DurationVar(&f.ScrubPeriod, "scrub-period", 24*time.Hour, "read all stored data in this time and look for damage (0: never)")
+	fs.DurationVar(&f.Disk.Stall, "disk-stall-limit", store.DefaultDiskLimits.Stall, "a call to the disk that takes longer than this hangs: a leader hands over")
+	fs.DurationVar(&f.Disk.Slow, "slow-disk-limit", store.DefaultDiskLimits.Slow, "mean time of an append to the log from which a leader hands over to a voter with a better disk")
+	fs.Var(&f.diskReserve, "disk-reserve", "free space below which a leader takes no writes that add data, and hands over to a voter that has more")
+	fs.StringVar(&f.StandbyDir, "standby-data-dir", "", "empty directory on another disk, entered when that of --data-dir has failed")
+	fs.DurationVar(&f.StandbyAfter, "standby-after", 30*time.Second, "enter it also when the disk of --data-dir has hung for this long")
 	fs.StringVar(&f.logLevel, "log-level", "info", "trace, debug, info, warn or error")
 	fs.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	fs.StringVar(&f.config, "config", "", "file with settings (.yaml, .toml or .json)")
@@ -343,6 +367,14 @@ func (f agentFlags) check() (agentConfig, error) {
 	c.History.Bytes, c.LogRetention = uint64(f.historyBytes), uint64(f.logRetention)
 	c.MaxDataSize, c.CatchUpRate, c.WANRate = uint64(f.maxDataSize), int64(f.catchUpRate), int64(f.wanRate)
 
+	if err := c.checkDisk(); err != nil {
+		return c, err
+	}
+	if f.diskReserve < minDiskReserve || f.diskReserve > maxDiskReserve {
+		return c, refuse(fmt.Sprintf("give %v to %v", byteSize(minDiskReserve), byteSize(maxDiskReserve)), "--disk-reserve %v is out of range", f.diskReserve)
+	}
+	c.Disk.Reserve = uint64(f.diskReserve)
+
 	if c.LogLevel = hclog.LevelFromString(f.logLevel); c.LogLevel == hclog.NoLevel {
 		return c, refuse("give trace, debug, info, warn or error", "--log-level %q is not known", f.logLevel)
 	}
@@ -351,6 +383,38 @@ func (f agentFlags) check() (agentConfig, error) {
 	}
 	c.LogJSON = f.logFormat == "json"
 	return c, nil
+}
+
+// checkDisk checks the limits of the disk and the standby directory, but for the
+// reserve.
+func (c *agentConfig) checkDisk() error {
+	for _, limit := range []struct {
+		flag  string
+		value time.Duration
+		least time.Duration
+	}{
+		{"--disk-stall-limit", c.Disk.Stall, minStallLimit},
+		{"--slow-disk-limit", c.Disk.Slow, minSlowLimit},
+		{"--standby-after", c.StandbyAfter, c.Disk.Stall},
+	} {
+		if limit.value < limit.least {
+			return refuse(fmt.Sprintf("give at least %v", limit.least), "%s %v is out of range", limit.flag, limit.value)
+		}
+	}
+	if c.StandbyDir == "" {
+		return nil
+	}
+	abs, err := filepath.Abs(c.StandbyDir)
+	switch {
+	case err != nil:
+		return refuse("give an absolute path", "--standby-data-dir %s cannot be resolved: %w", c.StandbyDir, err)
+	case abs == c.DataDir:
+		return refuse("give a directory on another disk", "--standby-data-dir and --data-dir are both %s", abs)
+	case len(c.Join) == 0:
+		return refuse("give --join with the addresses of members", "%s could not enter the cluster again from --standby-data-dir", c.Node)
+	}
+	c.StandbyDir = abs
+	return nil
 }
 
 // checkAddresses checks all addresses and fills in the advertised ones.

@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/store"
 )
 
 // agent runs an agent command line and returns what the node would be given.
@@ -31,7 +32,8 @@ func TestAgentFlagsBecomeAConfiguration(t *testing.T) {
 		"--raft-multiplier", "2", "--leader-priority", "7", "--leader-hold-off", "2m", "--max-value", "1MiB", "--max-data-size", "20GiB",
 		"--history-age", "2h", "--history-changes", "5000000", "--history-bytes", "6GiB", "--log-retention", "1GiB", "--log-retention-outage", "48h", "--wan-rate", "5MiB",
 		"--default-read", "leader", "--session-ttl-min", "1s", "--idempotency-retention", "1h", "--idempotency-bytes", "1GiB",
-		"--catchup-rate", "10MiB", "--scrub-period", "0", "--datacenter", "eu", "--fault-switch", "/run/x.sock")
+		"--catchup-rate", "10MiB", "--scrub-period", "0", "--datacenter", "eu", "--fault-switch", "/run/x.sock",
+		"--disk-stall-limit", "2s", "--slow-disk-limit", "50ms", "--disk-reserve", "1GiB", "--standby-data-dir", "/mnt/other", "--standby-after", "1m")
 	want := agentConfig{
 		Node: "n1", Site: "berlin", Home: true, Role: command.RoleVoter, DataDir: dir,
 		HTTP: "0.0.0.0:8500", Raft: "[::]:8300", AdvertiseHTTP: "n1.example:8500", AdvertiseRaft: "n1.example:8300",
@@ -39,6 +41,8 @@ func TestAgentFlagsBecomeAConfiguration(t *testing.T) {
 		LogStore: "boltdb", RaftMultiplier: 2, LeaderPriority: 7, LeaderHoldOff: 2 * time.Minute, MaxValue: 1 << 20, MaxDataSize: 20 << 30,
 		History: command.Retention{Age: 2 * time.Hour, Changes: 5_000_000, Bytes: 6 << 30}, LogRetention: 1 << 30, LogOutage: 48 * time.Hour, CatchUpRate: 10 << 20, WANRate: 5 << 20,
 		AskLeader: true, SessionTTLMin: time.Second, OnceRetention: time.Hour, OnceBytes: 1 << 30,
+		Disk:       store.DiskLimits{Stall: 2 * time.Second, Slow: 50 * time.Millisecond, Reserve: 1 << 30},
+		StandbyDir: "/mnt/other", StandbyAfter: time.Minute,
 		LogLevel: hclog.Debug, LogJSON: true,
 		FaultSwitch: "/run/x.sock", Version: version,
 	}
@@ -59,6 +63,7 @@ func TestAgentDefaults(t *testing.T) {
 		Join: []string{"n1:8300"}, Datacenter: "dc1", LogStore: "wal", RaftMultiplier: 1, LeaderHoldOff: 30 * time.Second, MaxValue: command.DefaultMaxValue,
 		History: command.Retention{Age: time.Hour, Changes: 1_000_000, Bytes: 1 << 30}, LogRetention: 512 << 20, LogOutage: 24 * time.Hour, ScrubPeriod: 24 * time.Hour,
 		SessionTTLMin: 10 * time.Second, OnceRetention: 15 * time.Minute, OnceBytes: 64 << 20,
+		Disk: store.DiskLimits{Stall: time.Second, Slow: 250 * time.Millisecond, Reserve: 128 << 20}, StandbyAfter: 30 * time.Second,
 		LogLevel: hclog.Info, Version: version,
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -104,6 +109,12 @@ func TestBadAgentFlagsAreRefused(t *testing.T) {
 		base + "--log-retention-outage=1s":                {"--log-retention-outage 1s", "1m0s or more"},
 		base + "--wan-rate=fast":                          {"--wan-rate", "512KiB"},
 		base + "--scrub-period=1s":                        {"--scrub-period 1s", "1m or more"},
+		base + "--disk-stall-limit=1ms":                   {"--disk-stall-limit 1ms", "100ms"},
+		base + "--slow-disk-limit=0":                      {"--slow-disk-limit 0s", "1ms"},
+		base + "--disk-reserve=1MiB":                      {"--disk-reserve 1MiB", "8MiB to 1024GiB"},
+		base + "--standby-after=10ms":                     {"--standby-after 10ms", "1s"},
+		base + "--join=n2:8300 --standby-data-dir=d":      {"--standby-data-dir and --data-dir are both", "another disk"},
+		base + "--standby-data-dir=e":                     {"could not enter the cluster again", "--join"},
 		base + "--config=/nowhere/x.yaml":                 {"/nowhere/x.yaml", "no such file"},
 	} {
 		t.Run(args, func(t *testing.T) {

@@ -430,7 +430,7 @@ func TestSitesAndStatusAreTablesForPeopleAndJSONForPrograms(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/v1/sites":
-			_, _ = io.WriteString(w, `[{"Name":"home","Home":true,"Servers":[{"ID":"n1-0","Name":"n1","Role":"voter","State":"leader","Address":"h:8300","HTTP":"h:8500","Applied":9,"Lineage":"00112233445566778899aabbccddeeff","LastContact":"0s","Version":"1.0.0"}]},
+			_, _ = io.WriteString(w, `[{"Name":"home","Home":true,"Servers":[{"ID":"n1-0","Name":"n1","Role":"voter","State":"leader","Disk":"slow","Address":"h:8300","HTTP":"h:8500","Applied":9,"Lineage":"00112233445566778899aabbccddeeff","LastContact":"0s","Version":"1.0.0"}]},
 				{"Name":"east","Servers":[{"ID":"e1-0","Name":"e1","Role":"learner","State":"catching-up","Address":"e:8300","HTTP":"e:8500","Applied":7,"LastContact":"3ms","Version":"1.0.0","Lag":{"Entries":1200,"Bytes":2048,"Seconds":1.5,"ETA":2}}]}]`)
 		case "/v1/replica/status":
 			_, _ = io.WriteString(w, replica)
@@ -448,9 +448,9 @@ func TestSitesAndStatusAreTablesForPeopleAndJSONForPrograms(t *testing.T) {
 	defer s.Close()
 	t.Setenv("HOLDFAST_HTTP_ADDR", "127.0.0.1:1,"+s.URL)
 	cli(t, "", "sites").success(t, ""+
-		"SITE         NODE  ROLE     STATE        REVISION  LINEAGE       LAG                                          LAST CONTACT  HTTP    NODE PORT  VERSION\n"+
-		"home (home)  n1    voter    leader       9         001122334455  none                                         0s            h:8500  h:8300     1.0.0\n"+
-		"east         e1    learner  catching-up  7         -             1,200 entries, 2.0 KiB, 1.5s, level in 2.0s  3ms           e:8500  e:8300     1.0.0\n")
+		"SITE         NODE  ROLE     STATE        DISK     REVISION  LINEAGE       LAG                                          LAST CONTACT  HTTP    NODE PORT  VERSION\n"+
+		"home (home)  n1    voter    leader       slow     9         001122334455  none                                         0s            h:8500  h:8300     1.0.0\n"+
+		"east         e1    learner  catching-up  unknown  7         -             1,200 entries, 2.0 KiB, 1.5s, level in 2.0s  3ms           e:8500  e:8300     1.0.0\n")
 	cli(t, "", "status").success(t, ""+
 		"Node           e1 at east ("+s.URL+")\n"+
 		"Part           learner\n"+

@@ -3,8 +3,7 @@ package main
 import (
 	"slices"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/holdfast-db/holdfast/command"
 	"github.com/holdfast-db/holdfast/http"
 	"github.com/holdfast-db/holdfast/node"
 	"github.com/holdfast-db/holdfast/store"
@@ -12,9 +11,20 @@ import (
 )
 
 // storeMetrics are the figures of the disk and of what is on it at /metrics.
-func storeMetrics(dir string, state *store.State, logs *store.Logs, tr *transport.Transport) []http.Metric {
+func storeMetrics(disk *store.Disk, state *store.State, logs *store.Logs, tr *transport.Transport) []http.Metric {
 	stat := func(name, help string, counter bool, value func(store.StateStats) float64) http.Metric {
 		return http.Metric{Name: "holdfast_store_" + name, Help: help, Counter: counter, Value: func() float64 { return value(state.Stats()) }}
+	}
+	look := func(name, help string, value func(command.Disk) float64) http.Metric {
+		return http.Metric{Name: "holdfast_disk_" + name, Help: help, Value: func() float64 { return value(disk.Look()) }}
+	}
+	is := func(state command.DiskState, help string) http.Metric {
+		return look(string(state), help, func(d command.Disk) float64 {
+			if d.State == state {
+				return 1
+			}
+			return 0
+		})
 	}
 	copies := func(name, help string, counter bool, value func(transport.CopyCount) float64) []http.Metric {
 		return []http.Metric{
@@ -36,9 +46,15 @@ func storeMetrics(dir string, state *store.State, logs *store.Logs, tr *transpor
 			return float64(s.Scrubbed.Unix())
 		}),
 		stat("flushes_total", "Flushes of the buffer into the state file.", true, func(s store.StateStats) float64 { return float64(s.Flushes) }),
-		{Name: "holdfast_disk_free_bytes", Help: "Free space on the disk of the data directory. Below 128 MiB the node takes no entries.", Value: func() float64 { return freeBytes(dir) }},
+		look("free_bytes", "Free space on the disk of the data directory.", func(d command.Disk) float64 { return float64(d.Free) }),
+		look("reserve_bytes", "Free space below which the disk is full: --disk-reserve.", func(d command.Disk) float64 { return float64(d.Reserve) }),
+		look("stalled_seconds", "How long the oldest call to the disk under way has been running.", func(d command.Disk) float64 { return d.Stalled.Seconds() }),
+		look("append_seconds", "Moving mean of the time that an append to the Raft log takes.", func(d command.Disk) float64 { return d.Latency.Seconds() }),
+		is(command.DiskSlow, "1 while appends to the Raft log take longer than --slow-disk-limit."),
+		is(command.DiskFull, "1 while there is less free space than --disk-reserve."),
+		is(command.DiskStalled, "1 while a call to the disk takes longer than --disk-stall-limit."),
+		is(command.DiskFailed, "1 after a write failed: this node takes part no longer."),
 		{Name: "holdfast_raft_log_entry_bytes", Help: "Average size of recent log entries.", Value: func() float64 { return float64(logs.EntryBytes()) }},
-		{Name: "holdfast_raft_log_stalled_seconds", Help: "How long the oldest write to the log under way has been running.", Value: func() float64 { return logs.Stalled().Seconds() }},
 	},
 		copies("total", "Copies, and parts of them after a break,", true, func(c transport.CopyCount) float64 { return float64(c.Streams) }),
 		copies("open", "Copies being", false, func(c transport.CopyCount) float64 { return float64(c.Open) }),
@@ -56,12 +72,4 @@ func nodeMetrics(n *node.Node) []http.Metric {
 		count("leadership_rounds_total", "Rounds in which this leader asked the voters whether it still leads.", func(c node.Counts) uint64 { return c.Rounds }),
 		count("leadership_hand_overs_total", "Times this node gave leadership away on purpose.", func(c node.Counts) uint64 { return c.HandOvers }),
 	}
-}
-
-func freeBytes(dir string) float64 {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return -1
-	}
-	return float64(fs.Bavail) * float64(fs.Bsize)
 }

@@ -38,6 +38,10 @@ const (
 // runAgent runs a node until ctx ends or it can go on no longer.
 func runAgent(ctx context.Context, cfg agentConfig) error {
 	limitMemory(ctx)
+	cfg, err := onStandby(cfg)
+	if err != nil {
+		return err
+	}
 	return runAgain(ctx, cfg, runNode)
 }
 
@@ -63,7 +67,15 @@ func runAgain(ctx context.Context, cfg agentConfig, run func(context.Context, ag
 // started again in this process, if it is.
 func afterRun(cfg agentConfig, err error) (next agentConfig, again bool) {
 	var restart *node.Restart
-	return cfg, errors.As(err, &restart)
+	var lost *diskLost
+	switch {
+	case errors.As(err, &restart):
+		return cfg, true
+	case errors.As(err, &lost) && cfg.StandbyDir != "" && cfg.DataDir != cfg.StandbyDir:
+		cfg.DataDir, cfg.BootstrapExpect = cfg.StandbyDir, 0
+		return cfg, true
+	}
+	return cfg, false
 }
 
 // runNode builds a node from its parts, runs it until ctx ends or the node does, for
@@ -92,13 +104,19 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 	defer clients.Close()
 	tr, err := transport.Listen(transport.Config{
 		Listen: cfg.Raft, Advertise: cfg.AdvertiseRaft,
-		Hello: a.hello, Resolve: a.resolve, Check: a.check, Refused: a.refused, MayLead: a.mayLead, Paused: a.paused, Condition: a.condition, EntryTerm: a.entryTerm, BeforeInstall: a.beforeInstall,
+		Hello: a.hello, Resolve: a.resolve, Check: a.check, Refused: a.refused, MayLead: a.mayLead, Paused: a.paused, Condition: a.condition, EntryTerm: a.entryTerm, BeforeInstall: a.beforeInstall, Muted: a.muted,
 		CopyRate: cfg.CatchUpRate, WANRate: cfg.WANRate, Faults: cfg.FaultSwitch != "", Log: log.Named("transport"),
 	})
 	if err != nil {
 		return addressProblem("--raft", cfg.Raft, err)
 	}
-	defer tr.Close()
+	var watched *store.Disk
+	closing := func(what string, close func() error) {
+		if cerr := unlessItHangs(watched, log, what, close); err == nil {
+			err = cerr
+		}
+	}
+	defer func() { closing("the node port", tr.Close) }()
 	if cfg.FaultSwitch != "" {
 		faults, err := serveFaultSwitch(cfg.FaultSwitch, tr.SetCut)
 		if err != nil {
@@ -137,17 +155,19 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 	if err != nil {
 		return err
 	}
-	defer closeInto(&err, dir)
+	watched = dir.Disk()
+	defer func() { closing("the data directory", dir.Close) }()
+	dir.Guard(cfg.Disk)
 	logs, err := dir.OpenLogs(cfg.LogStore)
 	if err != nil {
 		return err
 	}
-	defer closeInto(&err, logs)
+	defer func() { closing("the log", logs.Close) }()
 	state, err := openState(cfg, log, dir, logs, func() error { return node.FindCopy(ctx, nodeConfig, a.identity.ClusterID, tr) })
 	if err != nil {
 		return err
 	}
-	defer closeInto(&err, state)
+	defer func() { closing("the state", state.Close) }()
 	if verdict != nil && (!slices.Contains(state.Members(), self) || state.Head().Cluster.Datacenter != cfg.Datacenter) {
 		if err := <-verdict; err != nil {
 			return err
@@ -158,19 +178,15 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 
 	failed := make(chan error, 2)
 	machine := fsm.New(state, func(err error) { failed <- err })
-	go func() {
-		select {
-		case err := <-logs.Failed():
-			failed <- err
-		case <-ctx.Done():
-		}
-	}()
 	n, err := node.New(ctx, nodeConfig, node.Parts{
 		State: stateParts{state}, FSM: machine, Log: logs.Log, Stable: logs.Stable, Snapshots: state.Snapshots(),
-		Logs: logs, Identity: identityParts{dir}, Transport: tr, Failed: failed,
+		Logs: logs, Identity: identityParts{dir}, Transport: tr, Disk: watched, Failed: failed,
 	})
+	if err == nil {
+		err = watched.Err() // Raft starts all the same, and would only be in the way
+	}
 	if err != nil {
-		return err
+		return startFailed(watched, cfg, err)
 	}
 	a.node.Store(n)
 	if verdict != nil {
@@ -184,13 +200,15 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 	api := http.New(http.Config{
 		Datacenter: cfg.Datacenter, Version: cfg.Version, MaxValue: int64(cfg.MaxValue),
 		SessionTTLMin: cfg.SessionTTLMin, OnceRetention: cfg.OnceRetention, OnceBytes: cfg.OnceBytes,
-		OpenAPI: docs.OpenAPI, Metrics: append(storeMetrics(dir.Path(), state, logs, tr), nodeMetrics(n)...), Log: log.Named("http"),
+		OpenAPI: docs.OpenAPI, Metrics: append(storeMetrics(watched, state, logs, tr), nodeMetrics(n)...), Log: log.Named("http"),
 	}, replica)
 
 	// Serve: peers first, then the reading side, then clients.
 	tr.Serve(n)
 	n.Start()
 	replica.Start()
+	lost := make(chan error, 1)
+	go func() { lost <- watchDisk(ctx, cfg, watched, n, failed) }() // ends with the run
 	served := make(chan error, 1)
 	go func() { served <- api.Serve(clients) }()
 	log.Info("node is up", "id", self.ID, "site", cfg.Site, "role", cfg.Role, "http", cfg.AdvertiseHTTP, "raft", cfg.AdvertiseRaft, "version", cfg.Version)
@@ -199,6 +217,7 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 	case <-ctx.Done():
 		log.Info("stopping", "cause", context.Cause(ctx))
 	case err = <-n.Fatal():
+	case err = <-lost:
 	case err = <-served:
 	}
 
@@ -214,10 +233,8 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 		log.Warn("some requests were cut off", "error", err)
 	}
 	cancel()
-	replica.Stop()
-	if serr := n.Stop(); err == nil {
-		err = serr
-	}
+	closing("the reading side", func() error { replica.Stop(); return nil })
+	closing("Raft", n.Stop)
 	return err
 }
 
@@ -299,6 +316,11 @@ func (a *presence) condition() command.Condition {
 	return command.Condition{}
 }
 
+func (a *presence) muted() bool {
+	n := a.node.Load()
+	return n != nil && n.Muted()
+}
+
 func (a *presence) entryTerm(index uint64) (term uint64, ok bool) {
 	if d := a.disk.Load(); d != nil {
 		return d.logs.EntryTerm(index)
@@ -321,7 +343,7 @@ func (a *presence) beforeInstall(ctx context.Context, to string) error {
 // forgotten nothing that it acknowledged. findCopy says whether a member can be
 // asked.
 func openState(cfg agentConfig, log hclog.Logger, dir *store.Dir, logs *store.Logs, findCopy func() error) (*store.State, error) {
-	sc := store.StateConfig{Dir: dir.Path(), ScrubPeriod: cfg.ScrubPeriod, Log: log.Named("store")}
+	sc := store.StateConfig{Dir: dir.Path(), ScrubPeriod: cfg.ScrubPeriod, Disk: dir.Disk(), Log: log.Named("store")}
 	state, err := store.OpenState(sc)
 	if !errors.Is(err, command.ErrDamaged) {
 		if err != nil {
@@ -415,11 +437,4 @@ func newLogger(cfg agentConfig, part string) hclog.Logger {
 		}.Exclude
 	}
 	return hclog.New(o)
-}
-
-// closeInto closes c and keeps its error if there is none yet.
-func closeInto(err *error, c io.Closer) {
-	if cerr := c.Close(); cerr != nil && *err == nil {
-		*err = cerr
-	}
 }

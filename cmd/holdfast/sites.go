@@ -34,7 +34,7 @@ knows them, also one that is cut off.`,
 }
 
 func siteRows(sites []command.Site) [][]string {
-	rows := [][]string{{"SITE", "NODE", "ROLE", "STATE", "REVISION", "LINEAGE", "LAG", "LAST CONTACT", "HTTP", "NODE PORT", "VERSION"}}
+	rows := [][]string{{"SITE", "NODE", "ROLE", "STATE", "DISK", "REVISION", "LINEAGE", "LAG", "LAST CONTACT", "HTTP", "NODE PORT", "VERSION"}}
 	for _, site := range sites {
 		name := site.Name
 		if site.Home {
@@ -42,11 +42,19 @@ func siteRows(sites []command.Site) [][]string {
 		}
 		for _, s := range site.Servers {
 			rows = append(rows, []string{
-				name, s.Name, string(s.Role), s.State, revision(s), short(s.Lineage), lag(s), s.LastContact, s.HTTP, s.Address, s.Version,
+				name, s.Name, string(s.Role), s.State, diskState(s), revision(s), short(s.Lineage), lag(s), s.LastContact, s.HTTP, s.Address, s.Version,
 			})
 		}
 	}
 	return rows
+}
+
+// diskState is how a server's disk does, as far as it told.
+func diskState(s command.Server) string {
+	if s.Disk == "" {
+		return "unknown"
+	}
+	return string(s.Disk)
 }
 
 // short is the beginning of a lineage: enough to see that two differ.

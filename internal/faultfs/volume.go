@@ -5,6 +5,7 @@ package faultfs
 import (
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Fault says which operation is to fail, and how.
@@ -21,6 +22,9 @@ type Fault struct {
 	Torn int
 	// Hang: the operation does not fail, it waits until Release.
 	Hang bool
+	// Delay: the operation does not fail, it takes so much longer. Only a sync does,
+	// as on a disk that is slow.
+	Delay time.Duration
 }
 
 // volume is one file system.
@@ -62,6 +66,12 @@ func (v *volume) do(o *operation) (*node, syscall.Errno) {
 		if f.Hang {
 			return v.hang(o)
 		}
+		if f.Delay > 0 {
+			v.mu.Unlock()
+			time.Sleep(f.Delay)
+			v.mu.Lock()
+			return v.live.apply(o)
+		}
 		o.failed = true
 		switch o.kind {
 		case Fsync:
@@ -79,7 +89,7 @@ func (v *volume) do(o *operation) (*node, syscall.Errno) {
 }
 
 func (f *Fault) meets(n int, k Kind) bool {
-	return f.At > 0 && n >= f.At && (f.Err != syscall.ENOSPC || k.allocates())
+	return f.At > 0 && n >= f.At && (f.Err != syscall.ENOSPC || k.allocates()) && (f.Delay == 0 || k == Fsync)
 }
 
 // hang waits for Release before it carries out an operation. The journal has it
