@@ -363,6 +363,36 @@ func TestANodeGoesOverToItsStandbyDirectory(t *testing.T) {
 	}
 }
 
+// A start on a disk that fails, at whatever moment, ends with a line that says so, or
+// the node goes on without taking part.
+func TestAStartOnADiskThatFailsEndsWithALineThatSaysSo(t *testing.T) {
+	ended := 0
+	for op := 1; op <= 121; op += 8 {
+		disk := faultfs.Mount(t)
+		c := newCluster(t, voters[:1], func(c *cluster) { c.disks = map[string]string{"n1": disk.Path()} })
+		n := c.nodes[0]
+		disk.Fail(faultfs.Fault{At: op, Forever: true})
+		c.start(n)
+		c.wait(10*time.Second, fmt.Sprintf("a start whose disk fails at operation %d comes to an end", op), func() bool {
+			s, ok := n.status()
+			return !n.running() || ok && s.Status == "failed"
+		})
+		if n.running() {
+			c.kill(n)
+			continue
+		}
+		ended++
+		n.meant = true
+		last := lastLines(n.log, 1)
+		if code := n.state.ExitCode(); code != 1 || !strings.Contains(last, "input/output error") || strings.HasPrefix(last, "panic") {
+			t.Errorf("failing at operation %d: status %d, %q", op, code, last)
+		}
+	}
+	if ended == 0 {
+		t.Error("no start ended")
+	}
+}
+
 // id is the server id a node says it has, "" when it does not answer.
 func (c *cluster) id(n *node) string {
 	s := c.itself(n)

@@ -8,8 +8,11 @@ type DiskState string
 // The states of a disk, the best first.
 const (
 	DiskOK DiskState = "ok"
-	// DiskSlow: it answers, and takes long for it. Such a node leads only if no
+	// DiskUnsteady: it answers, and hung a short while ago. Such a node leads only if no
 	// other voter is better off.
+	DiskUnsteady DiskState = "unsteady"
+	// DiskSlow: it answers, and takes long for it. This too is a reason to prefer
+	// another leader.
 	DiskSlow DiskState = "slow"
 	// DiskFull: what is left is kept for votes, deletes and the next flush. Writes
 	// that add data are refused by a leader whose disk is full.

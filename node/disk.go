@@ -28,6 +28,8 @@ type diskWatch struct {
 	now atomic.Pointer[command.Disk]
 	// unfit is why this node must not lead because of its disk, nil while it may.
 	unfit atomic.Pointer[error]
+	// unsteady: the disk has hung a short while ago.
+	unsteady atomic.Bool
 	// mute: this node must not be heard as a leader.
 	mute atomic.Bool
 	// handing: leadership is being handed over for the sake of a better disk.
@@ -51,8 +53,8 @@ type following struct {
 const (
 	// diskPeriod is how often the disk is looked at.
 	diskPeriod = 20 * time.Millisecond
-	// shortestProbation is how long a disk that hung must have answered before its node
-	// may lead again. Each time that it hangs within stallMemory it is doubled.
+	// shortestProbation is how long a disk that hung must have answered before it counts
+	// as well again. Each time that it hangs within stallMemory it is doubled.
 	shortestProbation = 2 * time.Second
 	longestProbation  = time.Minute
 	stallMemory       = 5 * time.Minute
@@ -74,8 +76,11 @@ func (n *Node) Disk() command.Disk {
 	if n.parts.Disk != nil {
 		d = n.parts.Disk.Look()
 	}
-	if n.Failure() != nil && n.diskFailure.Load() {
+	switch {
+	case n.Failure() != nil && n.diskFailure.Load():
 		d.State = command.DiskFailed
+	case d.State == command.DiskOK && n.disk.unsteady.Load():
+		d.State = command.DiskUnsteady
 	}
 	return d
 }
@@ -147,10 +152,9 @@ func (n *Node) judgeDisk(w *diskJudge, d command.Disk, now time.Time) {
 	}
 	n.disk.mute.Store(false)
 	n.disk.follows.Store(nil)
-	if n.disk.unfit.Load() != nil && now.After(w.until) {
-		n.disk.unfit.Store(nil)
-	}
-	if n.raft.State() == raft.Leader && now.After(w.next) && (!d.State.Well() || n.disk.unfit.Load() != nil) {
+	n.disk.unfit.Store(nil)
+	n.disk.unsteady.Store(now.Before(w.until))
+	if n.raft.State() == raft.Leader && now.After(w.next) && !d.State.Well() {
 		if to := n.heir(d); to != "" {
 			w.next = now.Add(handOverPause)
 			n.yield(to, d)
@@ -166,7 +170,7 @@ func (n *Node) hang(w *diskJudge, d command.Disk, now time.Time) {
 }
 
 // sentence sets how long the disk must have answered, after it hung at a moment, before
-// the node may lead again.
+// it counts as well again.
 func (w *diskJudge) sentence(now time.Time) {
 	w.probation = min(2*w.probation, longestProbation)
 	if now.Sub(w.stalledAt) > stallMemory || w.probation == 0 {
@@ -177,8 +181,9 @@ func (w *diskJudge) sentence(now time.Time) {
 
 // answersAgain is what follows when the call that hung has ended.
 func (n *Node) answersAgain(w *diskJudge, now time.Time) {
+	n.disk.unsteady.Store(true)
 	w.until = now.Add(w.probation)
-	n.log.Warn("the disk answers again", "after", now.Sub(w.stalledAt).Round(time.Millisecond), "fit to lead in", w.probation)
+	n.log.Warn("the disk answers again", "after", now.Sub(w.stalledAt).Round(time.Millisecond), "well again in", w.probation)
 	n.changed.notify()
 }
 

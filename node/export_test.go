@@ -29,8 +29,8 @@ func (n *Node) TakeVote(ctx context.Context, id string) error {
 // Finding is what voters tell each other of a term.
 type Finding = finding
 
-// Probations are how long a disk must answer each time before its node may lead, if it
-// hangs at these moments.
+// Probations are how long a disk must answer each time before it counts as well again,
+// if it hangs at these moments.
 func Probations(at ...time.Time) (all []time.Duration) {
 	var w diskJudge
 	for _, t := range at {

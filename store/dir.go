@@ -248,7 +248,11 @@ func (d *Dir) SetCluster(clusterID string, epoch uint64) error {
 	}
 	id.ClusterID, id.Epoch = clusterID, epoch
 	if err := d.writeLocked(id); err != nil {
-		return fmt.Errorf("record cluster in %s: %w", d.path, err)
+		err = fmt.Errorf("record cluster in %s: %w", d.path, err)
+		if !diskFull(err) && !errors.Is(err, os.ErrClosed) {
+			d.disk.fail(err)
+		}
+		return err
 	}
 	return nil
 }
@@ -275,6 +279,7 @@ func (d *Dir) writeLocked(id Identity) error {
 	if d.closed {
 		return os.ErrClosed
 	}
+	defer d.disk.begin("write "+identityFile, patient)()
 	d.notePartsLocked(&id)
 	if err := writeIdentity(d.path, id, d.step); err != nil {
 		return err

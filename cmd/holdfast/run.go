@@ -71,7 +71,7 @@ func afterRun(cfg agentConfig, err error) (next agentConfig, again bool) {
 	switch {
 	case errors.As(err, &restart):
 		return cfg, true
-	case errors.As(err, &lost) && cfg.StandbyDir != "" && cfg.DataDir != cfg.StandbyDir:
+	case cfg.hasStandby() && (errors.As(err, &lost) || diskBroken(err)):
 		cfg.DataDir, cfg.BootstrapExpect = cfg.StandbyDir, 0
 		return cfg, true
 	}

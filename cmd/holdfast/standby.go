@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -48,7 +50,7 @@ const (
 	// diskLook is how often a disk that is down, or full, is looked at.
 	diskLook = 200 * time.Millisecond
 	// closeLimit is how long each part may take to close whose disk is down.
-	closeLimit = 3 * time.Second
+	closeLimit = time.Second
 	// spaceRest is the pause between two tries to write again where there was no space.
 	spaceRest = 2 * time.Second
 )
@@ -94,6 +96,12 @@ func watchDisk(ctx context.Context, cfg agentConfig, disk *store.Disk, n *node.N
 			again = time.After(spaceRest)
 		}
 	}
+}
+
+// diskBroken reports whether an error, of a start, is one that a disk gives which has
+// failed.
+func diskBroken(err error) bool {
+	return slices.ContainsFunc([]error{syscall.EIO, syscall.EROFS, syscall.ENODEV, syscall.ENXIO}, func(of error) bool { return errors.Is(err, of) })
 }
 
 // startFailed is the error of a start that the disk made fail.
