@@ -140,10 +140,11 @@ func (n *Node) answer(ctx context.Context, from command.Hello, method uint8, req
 }
 
 // MayLead reports whether this node is a voter in its latest configuration, fit to
-// lead, with contents that are not known to be wrong. The transport drops every TimeoutNow
-// while it is not: Raft itself would make even a learner a candidate.
+// lead, with contents that are not known to be wrong, and not about to stop. The
+// transport drops every TimeoutNow while it is not: Raft itself would make even a
+// learner a candidate.
 func (n *Node) MayLead() bool {
-	if n.raft == nil || !n.mayBeRight() || n.Unfit() != nil {
+	if n.raft == nil || n.leaving.Load() || !n.mayBeRight() || n.Unfit() != nil {
 		return false
 	}
 	return n.hasVote()

@@ -28,6 +28,7 @@ type Node struct {
 	pilot   atomic.Pointer[pilot] // nil while not leading
 	// handing holds one: who hands leadership over.
 	handing    chan struct{}
+	leaving    atomic.Bool // set by Leave
 	preference preference
 	counts     counts
 	traffic    traffic
@@ -223,7 +224,7 @@ func (n *Node) Failure() error {
 }
 
 // Stop ends the node's part in Raft and all its goroutines. What is in flight
-// ends with command.ErrOutcomeUnknown; call StepDown first to let it finish.
+// ends with command.ErrOutcomeUnknown; call Leave first to let it finish.
 // The parts stay open: whoever made them closes them.
 func (n *Node) Stop() error {
 	var err error

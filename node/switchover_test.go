@@ -3,6 +3,7 @@ package node_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -67,10 +68,12 @@ func (d diverted) TimeoutNow(id raft.ServerID, _ raft.ServerAddress, args *raft.
 	return d.Transport.TimeoutNow(id, raft.ServerAddress(id), args, resp)
 }
 
-// divertedCluster is three voters whose requests to take over go through divert.
+// divertedCluster is three voters whose requests to take over go through divert. Their
+// priorities differ, but nothing follows from that by itself.
 func divertedCluster(t *testing.T, divert func(c *cluster, to raft.ServerID) (raft.ServerID, error)) *cluster {
 	c := &cluster{t: t, members: map[string]*member{}}
-	for _, m := range c.firstVoters() {
+	for i, m := range c.firstVoters() {
+		m.cfg.LeaderPriority, m.cfg.LeaderHoldOff = i, time.Hour
 		m.wrapTransport = func(tr node.Transport) node.Transport {
 			return diverted{tr, func(to raft.ServerID) (raft.ServerID, error) { return divert(c, to) }}
 		}
@@ -160,7 +163,7 @@ func TestATransferToAVoterThatNeverTakesOverFailsAndTheLeaderGoesOn(t *testing.T
 	})
 	leader := c.leader()
 	c.healthy(leader)
-	refused.Store(c.followers()[0])
+	refused.Store(slices.MaxFunc(c.followers(), func(a, b *member) int { return a.cfg.LeaderPriority - b.cfg.LeaderPriority }))
 	c.whileWriting(func() {
 		err := leader.n.Load().TransferLeader(c.bounded(), refused.Load().name)
 		if !errors.Is(err, command.ErrNoTarget) || !strings.Contains(err.Error(), "did not take over") {
@@ -226,6 +229,23 @@ func TestTheVoterOfTheHighestPriorityLeadsWheneverItHasBeenWellForLongEnough(t *
 	if now := c.leader(); now != n3 || n3.n.Load().Status().Term != term {
 		t.Errorf("%s leads in term %d, after n3 in term %d", now.name, n3.n.Load().Status().Term, term)
 	}
+}
+
+// A node that stops may still have requests to finish for longer than the hold-off.
+func TestAPreferredVoterThatIsAboutToStopIsNotMadeLeaderAgain(t *testing.T) {
+	c := ranked(t, map[string]int{"n3": 50})
+	n3 := c.members["n3"]
+	eventually(t, "n3 leads", func() bool { return c.leader() == n3 })
+	c.healthy(n3)
+	if err := n3.n.Load().Leave(c.bounded()); err != nil {
+		t.Fatal(err)
+	}
+	for until := time.Now().Add(5 * holdOff); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
+		if n3.n.Load().Raft().State() == raft.Leader {
+			t.Fatal("n3 leads again")
+		}
+	}
+	c.whileWriting(func() { c.leader() })
 }
 
 func TestVotersOfEqualPriorityLeaveLeadershipWhereItIs(t *testing.T) {

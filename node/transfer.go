@@ -78,6 +78,13 @@ func (n *Node) transferTarget(ctx context.Context, to string) (id string, err er
 	}
 }
 
+// Leave is StepDown for a node that is about to stop: it will not be made leader again
+// while it finishes what it has to.
+func (n *Node) Leave(ctx context.Context) error {
+	n.leaving.Store(true)
+	return n.StepDown(ctx)
+}
+
 // StepDown hands leadership to another voter, if this node leads, and returns when
 // there is a new leader. Writes that are under way are finished first, and those
 // that arrive meanwhile wait and go to the new leader: none fails.

@@ -224,7 +224,7 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 	// Stop: hand leadership over while requests still find the way to the next
 	// leader, finish them, then leave Raft; the deferred calls close the disk.
 	bounded, cancel := context.WithTimeout(context.Background(), handOverLimit)
-	if err := n.StepDown(bounded); err != nil {
+	if err := n.Leave(bounded); err != nil {
 		log.Warn("leadership was not handed over", "error", err)
 	}
 	cancel()
