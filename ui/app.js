@@ -74,7 +74,7 @@ function trouble(error) {
 
 // ---- sites ----------------------------------------------------------------
 
-const stateTone = { leader: "good", voter: "good", learner: "good", "catching-up": "warn", unreachable: "bad" };
+const stateTone = { leader: "good", voter: "good", learner: "good", spare: "good", "catching-up": "warn", unreachable: "bad" };
 const statusTone = { level: "good", "catching-up": "warn", starting: "warn", "cut-off": "warn", failed: "bad" };
 
 const state = (name, tones) => element("span", { className: `state ${tones[name] || "warn"}` }, name || "unknown");
@@ -99,6 +99,12 @@ function lagText(lag) {
   return `${lag.Entries} entries, ${bytes(lag.Bytes)}, ${seconds(lag.Seconds)}${eta}`;
 }
 
+// What a server asked to be, and whether it is that now.
+function roleOf(server) {
+  if (server.Role === "voter" && !server.Voter) return "voter to be";
+  return server.Role === "spare" && server.Voter ? "spare, votes" : server.Role;
+}
+
 function siteTable(site, asked) {
   const caption = element("caption", {}, site.Name || "unnamed");
   if (site.Home) caption.append(element("span", { className: "tag" }, "home"));
@@ -110,7 +116,7 @@ function siteTable(site, asked) {
     if (server.Name === asked) name.append(element("span", { className: "tag" }, "this node"));
     const client = server.HTTP ? element("a", { href: `//${server.HTTP}/ui/` }, server.HTTP) : "";
     return element("tr", { title: `${server.ID} ${server.Version}` }, name,
-      element("td", {}, server.Voter || server.Role !== "voter" ? server.Role : `${server.Role} to be`),
+      element("td", {}, roleOf(server)),
       element("td", {}, state(server.State, stateTone)),
       element("td", { className: "number" }, String(server.Applied)),
       element("td", {}, lagText(server.Lag)),
