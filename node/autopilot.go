@@ -82,16 +82,16 @@ func (p *pilot) KnownServers() map[raft.ServerID]*autopilot.Server {
 		p.n.log.Debug("the members are not known", "error", err)
 		return nil
 	}
-	known := make(map[raft.ServerID]*autopilot.Server, len(members))
+	known, term := make(map[raft.ServerID]*autopilot.Server, len(members)), p.n.lastTerm()
 	for _, m := range members {
-		id := raft.ServerID(m.ID)
-		known[id] = p.server(cluster, &pilot, m)
+		st := p.standing(m, term, &pilot)
+		st.home = m.Site == cluster.HomeSite
+		known[raft.ServerID(m.ID)] = p.server(m, st, &pilot)
 	}
 	return known
 }
 
-func (p *pilot) server(cluster command.Cluster, pilot *command.Autopilot, m command.Member) *autopilot.Server {
-	st := p.standing(cluster, pilot, m)
+func (p *pilot) server(m command.Member, st standing, pilot *command.Autopilot) *autopilot.Server {
 	srv := &autopilot.Server{
 		ID: raft.ServerID(m.ID), Name: m.Name, Address: raft.ServerAddress(m.ID), Version: m.Version,
 		NodeStatus: autopilot.NodeAlive, NodeType: nodeLearner, IsLeader: m.ID == p.n.id, Ext: st,
@@ -114,8 +114,9 @@ func (p *pilot) server(cluster command.Cluster, pilot *command.Autopilot, m comm
 
 // standing judges a member by its last report. What the leader wrote since then
 // the member cannot have reported, so it is compared with what the leader had then.
-func (p *pilot) standing(cluster command.Cluster, pilot *command.Autopilot, m command.Member) standing {
-	st := standing{role: m.Role, home: m.Site == cluster.HomeSite, level: true}
+// term is that of the leader's last entry.
+func (p *pilot) standing(m command.Member, term uint64, pilot *command.Autopilot) standing {
+	st := standing{role: m.Role, level: true}
 	if m.ID == p.n.id {
 		if err := p.n.Unfit(); err != nil {
 			st.because = err.Error()
@@ -132,7 +133,7 @@ func (p *pilot) standing(cluster command.Cluster, pilot *command.Autopilot, m co
 		return st
 	}
 	st.silent, st.level = p.n.cfg.Clock.Steady()-r.at, p.n.level(m.ID)
-	switch term := p.n.lastTerm(); {
+	switch {
 	case st.silent > reportGrace+pilot.LastContactThreshold:
 		st.because = fmt.Sprintf("its last report came %v ago", st.silent.Round(100*time.Millisecond))
 	case r.LastTerm != term:
