@@ -63,6 +63,12 @@ var (
 	// ErrStopping: the node is shutting down. Nothing was proposed.
 	ErrStopping = sentinel("stopping", "node is stopping", "ask another node")
 
+	// ErrFenced: another site has become home while this node was cut off, in a later
+	// epoch of the cluster, and this node holds what the new home never saw. It takes no
+	// writes and knows no leader any more.
+	ErrFenced = sentinel("fenced", "another site has become home, and this node does not belong to it yet",
+		"write at the new home; to bring this node back, stop it and run holdfast rejoin, which sets aside what the new home never saw")
+
 	// While deciding a write.
 
 	// ErrInvalidSession: the session named by acquire does not exist.
@@ -77,6 +83,13 @@ var (
 	// ErrNoTarget: an operator named a member that is none, or that the wish cannot be
 	// fulfilled for. Nothing was changed.
 	ErrNoTarget = sentinel("no_target", "member does not fit", "GET /v1/operator/autopilot/health shows all members")
+	// ErrHomeReachable: a site is to become home, and the one that is home is not lost.
+	// Nothing was changed.
+	ErrHomeReachable = sentinel("home_reachable", "home site is not lost",
+		"hand leadership over, or mend the home site; a site is promoted only when the voters of the home site are gone")
+	// ErrPlanChanged: the confirmation is not that of the plan as it is now. Nothing
+	// was changed.
+	ErrPlanChanged = sentinel("plan_changed", "confirmation does not fit the plan", "ask for the plan again, read it, and confirm that one")
 	// ErrArchive: an archive is not one of Holdfast's, or is damaged or not complete.
 	// Nothing was changed.
 	ErrArchive = sentinel("invalid_archive", "archive cannot be restored", "use an archive that Holdfast has written, whole and unchanged")
@@ -142,7 +155,7 @@ var (
 	ErrWentBack = sentinel("went_back", "data directory is older than what peers have seen of this node",
 		"it may have forgotten votes and writes: move the data directory away and let the node join anew")
 	// ErrStaleEpoch: the peer lives in an older epoch of the cluster.
-	ErrStaleEpoch = sentinel("stale_epoch", "peer is from an older epoch of the cluster", "re-join it with an empty --data-dir")
+	ErrStaleEpoch = sentinel("stale_epoch", "peer is from an older epoch of the cluster", "another site has become home: see holdfast rejoin")
 	// ErrRemoved: the cluster has removed this node.
 	ErrRemoved = sentinel("removed", "node was removed from the cluster", "use an empty --data-dir to join again")
 )

@@ -54,7 +54,8 @@ type Server struct {
 	Priority int
 	// State is "leader", "voter", "learner", "spare" for one that does not vote,
 	// "catching-up", "unreachable", "paused", "failed" when its disk failed, "stalled"
-	// when that hangs, or "unknown" when the answering node is not told by a leader.
+	// when that hangs, "fenced" (said by the node itself only), or "unknown" when the
+	// answering node is not told by a leader.
 	State string
 	// Disk is how its disk does, as far as it said.
 	Disk DiskState

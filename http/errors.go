@@ -53,6 +53,10 @@ var table = map[string]row{
 	command.ErrStopping.Code:       {status: nethttp.StatusInternalServerError},
 	command.ErrPeer.Code:           {status: nethttp.StatusInternalServerError},
 
+	command.ErrFenced.Code:        {status: nethttp.StatusInternalServerError},
+	command.ErrHomeReachable.Code: {status: nethttp.StatusConflict},
+	command.ErrPlanChanged.Code:   {status: nethttp.StatusConflict},
+
 	command.ErrInvalidSession.Code: {status: nethttp.StatusInternalServerError},
 	command.ErrInvalidCommand.Code: {status: nethttp.StatusInternalServerError},
 	command.ErrArchive.Code:        {status: nethttp.StatusInternalServerError},

@@ -174,7 +174,7 @@ func (s *stateCheck) history(tx *bbolt.Tx) error {
 // link takes a record of the unbroken part of history, which is from the
 // compaction point to where the state stands.
 func (s *stateCheck) link(at position, enc []byte, c *change, ok bool) {
-	starts := s.next.k > 0 && at == position{rev: s.next.rev + 1} || s.next.k == 0 && at == s.next
+	starts := s.next.k > 0 && (at == position{rev: s.next.rev + 1} || at == position{rev: s.next.rev + epochLeap}) || s.next.k == 0 && at == s.next
 	if !starts && at != s.next {
 		s.bad(bucketHistory, revisionText(s.next), "history goes on at revision %d.%d", at.rev, at.k)
 		s.open.bad = true

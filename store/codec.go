@@ -398,6 +398,8 @@ type meta struct {
 	Cluster    command.Cluster `json:"cluster"`
 	ClusterRev uint64          `json:"cluster_rev"`
 	ClusterK   uint32          `json:"cluster_k"`
+	// Forks are where the epochs behind the first began, in order.
+	Forks []command.Fork `json:"forks,omitempty"`
 }
 
 // local is what is true of one state file and not of the state in it: two files

@@ -6,8 +6,8 @@ import (
 )
 
 // continuity follows a walk over history. From the compaction point on nothing is
-// missing: revisions follow each other, and so do the changes of each. So a walk
-// notices what a bad page hides from it.
+// missing: revisions follow each other, or begin an epoch, and so do the changes of
+// each. So a walk notices what a bad page hides from it.
 type continuity struct {
 	at    position // of the last change
 	known bool
@@ -30,7 +30,7 @@ func (c *continuity) take(at position, oldest uint64) error {
 	c.at, c.known = at, at.rev >= oldest
 	switch {
 	case !was.known || was.at.rev < oldest && at.rev <= oldest:
-	case at == position{was.at.rev, was.at.k + 1}, at == position{was.at.rev + 1, 0}:
+	case at == position{was.at.rev, was.at.k + 1}, at == position{was.at.rev + 1, 0}, at == position{was.at.rev + epochLeap, 0}:
 	default:
 		return was.gap(at)
 	}

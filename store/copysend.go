@@ -123,7 +123,7 @@ func (s *State) deltaFits(req *copyRequest) (bool, error) {
 	}
 	defer v.Close()
 	m := &v.gen.meta
-	if req.Full || req.Cluster == "" || req.Revision == 0 || req.Revision < m.Oldest {
+	if req.Full || req.Cluster == "" || req.Revision == 0 || req.Revision < m.Oldest || m.given(req.Revision) != nil {
 		return false, nil
 	}
 	at, err := v.header(req.Revision)
@@ -133,7 +133,7 @@ func (s *State) deltaFits(req *copyRequest) (bool, error) {
 	if req.Revision == m.Revision {
 		return req.Least == 0, nil
 	}
-	first, err := v.header(req.Revision + 1)
+	first, err := v.header(m.next(req.Revision))
 	if err != nil {
 		return false, err
 	}

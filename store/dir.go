@@ -259,15 +259,47 @@ func (d *Dir) SetCluster(clusterID string, epoch uint64) error {
 
 // SetPaused records whether the copy in the directory is paused, durably.
 func (d *Dir) SetPaused(paused bool) error {
+	if d.Identity().Paused == paused {
+		return nil
+	}
+	return d.change("whether it is paused", func(id *Identity) { id.Paused = paused })
+}
+
+// SetPromotion records the order to be the seed of a new home, durably; nil drops it.
+func (d *Dir) SetPromotion(p *command.Promotion) error {
+	return d.change("promotion", func(id *Identity) { id.Promotion = p })
+}
+
+// SetForks records what the node has learned of later epochs, durably.
+func (d *Dir) SetForks(forks []command.Fork) error {
+	return d.change("forks", func(id *Identity) { id.Forks = forks })
+}
+
+// EnterEpoch records that the node lives in an epoch of its cluster, and as the seed
+// of its home, in one step and durably. Its promotion is done with that.
+func (d *Dir) EnterEpoch(epoch uint64, promoted bool) error {
+	return d.change("epoch", func(id *Identity) {
+		id.Epoch, id.Promotion, id.Promoted, id.Forks = epoch, nil, promoted, nil
+	})
+}
+
+// ForgetPromoted records that the node was started as a voter, durably: from now on it
+// is what it is started as.
+func (d *Dir) ForgetPromoted() error {
+	if !d.Identity().Promoted {
+		return nil
+	}
+	return d.change("role", func(id *Identity) { id.Promoted = false })
+}
+
+// change changes the identity, durably.
+func (d *Dir) change(what string, fn func(id *Identity)) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	id := d.id
-	if id.Paused == paused {
-		return nil
-	}
-	id.Paused = paused
+	fn(&id)
 	if err := d.writeLocked(id); err != nil {
-		return fmt.Errorf("record in %s: %w", d.path, err)
+		return fmt.Errorf("record %s in %s: %w", what, d.path, err)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -380,7 +381,7 @@ func TestStartsAreCountedAndIdentityStays(t *testing.T) {
 			id = d.Identity().ID
 		}
 		got, ok, err := Inspect(path) // what is on disk, while in use
-		if err != nil || !ok || got != d.Identity() || got.ID != id || got.Starts != n {
+		if err != nil || !ok || !reflect.DeepEqual(got, d.Identity()) || got.ID != id || got.Starts != n {
 			t.Fatalf("start %d: %+v, %v, %v", n, got, ok, err)
 		}
 		if err := d.Close(); err != nil {
@@ -565,7 +566,7 @@ func FuzzIdentity(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := decodeIdentity(again); err != nil || got != id {
+		if got, err := decodeIdentity(again); err != nil || !reflect.DeepEqual(got, id) {
 			t.Fatalf("%+v became %+v, %v", id, got, err)
 		}
 	})

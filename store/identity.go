@@ -10,6 +10,8 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
+
+	"github.com/holdfast-db/holdfast/command"
 )
 
 // identityFormat is the newest layout of a data directory this build knows.
@@ -54,6 +56,16 @@ type Identity struct {
 	// have been there, so that their absence is a loss.
 	HasState  bool `json:"has_state,omitempty"`
 	HasMarker bool `json:"has_marker,omitempty"`
+	// Promotion is the order to be the seed of a new home; nil when there is none.
+	Promotion *command.Promotion `json:"promotion,omitempty"`
+	// Promoted: the node became a voter as the seed of a new home, whatever role it is
+	// started with, until it has once been started as a voter.
+	Promoted bool `json:"promoted,omitempty"`
+	// Forks are what it has learned of later epochs than its own.
+	Forks []command.Fork `json:"forks,omitempty"`
+	// Emptied: what the cluster never saw of this directory was set aside, and the rest
+	// of it is being removed.
+	Emptied bool `json:"emptied,omitempty"`
 }
 
 // NewIdentity makes the identity of a node that does not exist yet. Nothing is

@@ -70,7 +70,7 @@ func inspectOnce(path string) (Identity, bool, error) {
 			case lockFile, identityTmpFile, ballastName, ballastName + ".new", probeName, "lost+found":
 				// left by a first start that was cut short, or by the file system
 			default:
-				if !strings.HasPrefix(name, ".") {
+				if !strings.HasPrefix(name, ".") && !strings.HasPrefix(name, AsidePrefix) {
 					others = append(others, name)
 				}
 			}
@@ -92,6 +92,9 @@ func inspectOnce(path string) (Identity, bool, error) {
 		return fail(err, "put the file back from a copy, or start with an empty --data-dir and let the node join anew", "has a damaged %s", identityFile)
 	case id.Format > identityFormat:
 		return fail(nil, "start the newer release again", "was written by a newer release: its format is %d, this build knows up to %d", id.Format, identityFormat)
+	}
+	if id.Emptied {
+		return fail(nil, "run holdfast rejoin again, which completes it", "is being made that of a new member")
 	}
 	if cause := missingPart(path, id); cause != "" {
 		return fail(nil, copyRemedy, "is not complete: %s", cause)

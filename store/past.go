@@ -55,7 +55,7 @@ func (v *View) kept(rev uint64) error {
 	case rev < v.gen.meta.Oldest:
 		return command.ErrCompacted.With("revision %d, the oldest kept is %d", rev, v.gen.meta.Oldest)
 	}
-	return nil
+	return v.gen.meta.given(rev)
 }
 
 // ScanAt is Scan in the state as it was at a revision; errors as of GetAt.
@@ -136,6 +136,9 @@ func (v *View) ChangesAfter(prefix string, after command.Position, to uint64, fn
 	}
 	if from.rev < v.gen.meta.Oldest {
 		return v.kept(from.rev)
+	}
+	if err := v.gen.meta.given(after.Revision); err != nil {
+		return err
 	}
 	if from.rev == v.gen.meta.Restored.Revision {
 		return command.ErrCompacted.With("an archive was restored at revision %d, and what that changed is not kept", from.rev)
@@ -334,7 +337,7 @@ func (s *State) HistoryStart(keep command.Retention) (uint64, error) {
 		for low < high && err == nil {
 			var h header
 			mid := low + (high-low)/2
-			if h, err = v.header(mid); fits(h) {
+			if h, err = v.header(m.next(mid - 1)); fits(h) {
 				high = mid
 			} else {
 				low = mid + 1
