@@ -34,6 +34,10 @@ const (
 	methodRemove     uint8 = 22 // removal -> nothing; leader only
 	methodFind       uint8 = 40 // finding -> finding; between voters
 	methodYield      uint8 = 41 // finding -> 1 if the term is left to the caller, else 0; between voters
+	methodStanding   uint8 = 50 // nothing -> command.Standing
+	methodPromote    uint8 = 51 // command.Promotion -> nothing; the caller's order to be the seed
+	methodTail       uint8 = 52 // tail -> tailPage
+	methodOrigins    uint8 = 53 // nothing -> origins
 )
 
 // Call serves a request of another node; it implements the transport's handler.
@@ -134,6 +138,20 @@ func (n *Node) answer(ctx context.Context, from command.Hello, method uint8, req
 		})
 	case methodYield:
 		return serve(req, func(f finding) ([]byte, error) { return n.answerYield(from.ID, f) })
+	case methodStanding:
+		return encode(n.standing(ctx))
+	case methodPromote:
+		return serve(req, func(p command.Promotion) ([]byte, error) { return nil, n.acceptPromotion(p) })
+	case methodOrigins:
+		return encode(n.origins())
+	case methodTail:
+		return serve(req, func(t tail) ([]byte, error) {
+			page, err := n.answerTail(t)
+			if err != nil {
+				return nil, err
+			}
+			return encode(page)
+		})
 	default:
 		return nil, fmt.Errorf("method %d is not known to this build", method)
 	}

@@ -55,6 +55,7 @@ type member struct {
 	wrapTransport func(node.Transport) node.Transport
 	wrapLog       func(raft.LogStore) raft.LogStore
 	watched       node.Disk
+	wrapIdentity  func(node.Identity) node.Identity
 	probe         time.Duration
 }
 
@@ -192,6 +193,12 @@ func (m *member) tryStart(ctx context.Context) (err error) {
 			}
 			return nil
 		},
+		Forks: func() []command.Fork { return slices.Concat(m.state.Forks(), m.disk.Identity().Forks) },
+		Newer: func(forks []command.Fork) {
+			if n := m.n.Load(); n != nil {
+				n.Newer(forks)
+			}
+		},
 		Refused: func(reason error) {
 			if n := m.n.Load(); n != nil {
 				n.Refused(reason)
@@ -234,10 +241,14 @@ func (m *member) tryStart(ctx context.Context) (err error) {
 	if m.wrapLog != nil {
 		entries = m.wrapLog(entries)
 	}
+	identity := node.Identity(identityParts{m.disk})
+	if m.wrapIdentity != nil {
+		identity = m.wrapIdentity(identity)
+	}
 	cfg.Incarnation = fmt.Sprintf("%p", m.logs)
 	n, err := node.New(ctx, cfg, node.Parts{
 		State: state, FSM: machine, Log: entries, Disk: m.watched, Stable: m.logs.Stable,
-		Snapshots: m.state.Snapshots(), Logs: m.logs, Identity: identityParts{m.disk}, Transport: wire, Failed: failed,
+		Snapshots: m.state.Snapshots(), Logs: m.logs, Identity: identity, Transport: wire, Failed: failed,
 	})
 	if err != nil {
 		return err
@@ -258,15 +269,15 @@ func (s stateParts) ReceiveCopy(ctx context.Context, r io.Reader) (command.Catch
 	return command.CatchUp{Kind: stats.Kind, Records: stats.Records}, err
 }
 
-type identityParts struct{ dir *store.Dir }
+type identityParts struct{ *store.Dir }
 
 func (i identityParts) Cluster() (string, uint64) {
-	id := i.dir.Identity()
+	id := i.Identity()
 	return id.ClusterID, id.Epoch
 }
-func (i identityParts) SetCluster(id string, epoch uint64) error { return i.dir.SetCluster(id, epoch) }
-func (i identityParts) Paused() bool                             { return i.dir.Identity().Paused }
-func (i identityParts) SetPaused(paused bool) error              { return i.dir.SetPaused(paused) }
+func (i identityParts) Promotion() *command.Promotion { return i.Identity().Promotion }
+func (i identityParts) Forks() []command.Fork         { return i.Identity().Forks }
+func (i identityParts) Paused() bool                  { return i.Identity().Paused }
 
 func (m *member) stop() {
 	if !m.running {

@@ -222,6 +222,12 @@ type State interface {
 	Archive(ctx context.Context, begin func(revision uint64) io.Writer) error
 	// SpoolArchive takes an archive in and calls use with it once it is verified.
 	SpoolArchive(ctx context.Context, r io.Reader, use func(archive io.Reader, sum [sha256.Size]byte) error) error
+	// Forks are where the epochs of the cluster behind the first began, in order.
+	Forks() []command.Fork
+	// BeginEpoch begins an epoch in this state, durably on return and in one step.
+	BeginEpoch(ctx context.Context, e command.EpochStart) error
+	// Flush makes what was applied durable in the state.
+	Flush(ctx context.Context) error
 	// Restored is the id and the revision of the last restore.
 	Restored() (id string, revision uint64)
 }
@@ -251,11 +257,20 @@ type Logs interface {
 // Identity is the node's durable membership of a cluster.
 type Identity interface {
 	Cluster() (id string, epoch uint64)
-	// SetCluster is durable on return.
+	// SetCluster is durable on return, as are all below.
 	SetCluster(id string, epoch uint64) error
 	// Paused is whether this copy was paused; SetPaused is durable on return.
 	Paused() bool
 	SetPaused(paused bool) error
+	// Promotion is the order to be the seed of a new home, nil when there is none.
+	Promotion() *command.Promotion
+	SetPromotion(p *command.Promotion) error
+	// Forks are what this node has learned of later epochs than its own.
+	Forks() []command.Fork
+	SetForks(forks []command.Fork) error
+	// EnterEpoch records that the node lives in an epoch, and whether as the seed of
+	// its home. Promotion and Forks are empty then.
+	EnterEpoch(epoch uint64, seed bool) error
 }
 
 // Transport is the node port.

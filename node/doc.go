@@ -29,8 +29,9 @@
 // kept; divergence.go compares contents and heal.go replaces bad ones; peers.go
 // remembers what others were seen to hold; status.go, reports.go and replicas.go say
 // how it and the others do; pause.go stops and resumes a learner; retention.go sizes
-// the log; operator.go does what operators ask for; disk.go is about disks that hang,
-// fail, are slow or full.
+// the log; promotion.go plans another home, epoch.go enters its epoch, and rejoin.go
+// answers who was left behind; operator.go does what operators ask for; disk.go is
+// about disks that hang, fail, are slow or full.
 //
 // # Goroutines
 //
@@ -42,6 +43,7 @@
 //	             what peers were seen to hold
 //	compaction   moves the compaction point, while leading (compaction.go)
 //	healing      repairs or replaces contents that are bad (heal.go)
+//	parting      ends the node's part when another site has become home (epoch.go)
 //	sessions     ends sessions nobody renews, while leading (sessions.go)
 //	disk         watches the disk, and draws the consequences (disk.go)
 //	watch        turns Raft's leader observations into wake-ups

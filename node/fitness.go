@@ -4,6 +4,9 @@ package node
 // A leader that becomes unfit is to be replaced at once, also when it cannot hand
 // over by itself any more.
 func (n *Node) Unfit() error {
+	if err := n.parted(); err != nil {
+		return err
+	}
 	if err := n.Failure(); err != nil {
 		return err
 	}

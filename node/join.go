@@ -227,10 +227,11 @@ func (n *Node) membership() {
 
 // permanent reports whether err means that this node can never enter. An error
 // that speaks of the peer (one that is rolled back, or of an older epoch) says
-// nothing about this node.
+// nothing about this node. That this node is of an older epoch it has learned with
+// the refusal (Newer), and what follows is no matter of joining.
 func permanent(err error) bool {
 	var refusal interface{ OfPeer() bool }
-	if errors.As(err, &refusal) && refusal.OfPeer() {
+	if errors.As(err, &refusal) && refusal.OfPeer() || errors.Is(err, command.ErrStaleEpoch) {
 		return false
 	}
 	return command.Permanent(err)
@@ -243,6 +244,9 @@ func (n *Node) enter() (done bool, err error) {
 	defer cancel()
 	if n.known() {
 		return true, n.remind(ctx)
+	}
+	if n.parted() != nil {
+		return false, n.parted()
 	}
 	if cluster, _ := n.parts.Identity.Cluster(); cluster != "" && n.raft.LastIndex() > 0 {
 		if n.Paused() {
@@ -295,10 +299,13 @@ func (n *Node) settleIdentity() error {
 }
 
 // known reports whether the members table has this node as it is, and the Raft
-// configuration has it at all.
+// configuration has it at all. A table of an earlier epoch says nothing.
 func (n *Node) known() bool {
-	_, members, err := n.table()
+	cluster, members, err := n.table()
 	if err != nil || !slices.Contains(members, n.cfg.Self) {
+		return false
+	}
+	if _, epoch := n.parts.Identity.Cluster(); cluster.Epoch < epoch {
 		return false
 	}
 	_, ok := n.server(n.id)
@@ -322,11 +329,14 @@ func (n *Node) announce(ctx context.Context) error {
 		return err
 	}
 	err = command.ErrNoLeader
-	for _, addr := range n.cfg.Join {
+	for _, addr := range n.whereabouts() {
 		if addr == n.cfg.Self.RaftAddr {
 			continue
 		}
-		if _, err = ask[joined](ctx, n.parts.Transport, addr, methodJoin, n.cfg.entry()); err == nil || permanent(err) {
+		short, cancel := context.WithTimeout(ctx, time.Second) // it may be at a home that is no more
+		_, err = ask[joined](short, n.parts.Transport, addr, methodJoin, n.cfg.entry())
+		cancel()
+		if err == nil || permanent(err) {
 			return err
 		}
 	}
@@ -341,16 +351,7 @@ func (n *Node) remind(ctx context.Context) error {
 	if since, heard := n.LastContact(); n.Paused() || since < time.Second || heard && since < command.SilentAfter {
 		return nil
 	}
-	_, members, err := n.table()
-	if err != nil {
-		return nil // as before: nothing is known of the others
-	}
-	addresses := slices.Clone(n.cfg.Join)
-	for _, m := range members {
-		addresses = append(addresses, m.RaftAddr)
-	}
-	slices.Sort(addresses)
-	for _, addr := range slices.Compact(addresses) {
+	for _, addr := range n.whereabouts() {
 		if addr == n.cfg.Self.RaftAddr {
 			continue
 		}
@@ -363,6 +364,21 @@ func (n *Node) remind(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// whereabouts are the addresses at which to look for the cluster: those the node was
+// given, and those of the members it knows, since all of the first may be at a home
+// that is no more.
+func (n *Node) whereabouts() []string {
+	addrs := slices.Clone(n.cfg.Join)
+	if _, members, err := n.table(); err == nil {
+		for _, m := range members {
+			if !slices.Contains(addrs, m.RaftAddr) {
+				addrs = append(addrs, m.RaftAddr)
+			}
+		}
+	}
+	return addrs
 }
 
 // found gives a newly formed cluster its identity, or this leader its entry.

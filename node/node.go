@@ -59,6 +59,12 @@ type Node struct {
 	diverged atomic.Pointer[divergence]
 	sick     chan struct{} // tells healing of a difference
 
+	// apart is why this node takes part in its epoch no longer, nil while it does: see
+	// Newer.
+	apart    atomic.Pointer[parting]
+	learning sync.Mutex    // held while that is decided
+	left     chan struct{} // holds one: told once it is so
+
 	joining chan struct{} // holds one: who may change the members
 	forming struct {      // guards the forming of a cluster by this node
 		sync.Mutex
@@ -127,6 +133,7 @@ func (n *Node) Start() {
 	n.loop(n.watchDisk)
 	n.loop(n.compaction)
 	n.loop(n.healing)
+	n.loop(n.parting)
 	n.loop(func() { n.timers.run(n.stop) })
 }
 

@@ -161,13 +161,16 @@ func (n *Node) remembers(onceKey string) bool {
 	return err == nil && known
 }
 
-// admitWrite says why this leader must not propose a write now: its contents
-// are wrong, so what it would answer is; its disk hangs or is full; or the data is
-// full. The last is a
+// admitWrite says why this leader must not propose a write now: another site has
+// become home; its contents are wrong, so what it would answer is; its disk hangs or
+// is full; or the data is full. The last is a
 // limit of the leader, whichever node the write came by: two nodes with different
 // ones must not decide one entry differently, so it is judged before there is an
 // entry. Above it every write that puts is refused, whatever it would replace.
 func (n *Node) admitWrite(w write) error {
+	if err := n.parted(); err != nil {
+		return err
+	}
 	if n.Diverged() != 0 {
 		return command.ErrNotLeader.With("%v", n.wrong())
 	}
@@ -192,6 +195,9 @@ func (n *Node) withLeader(ctx context.Context, do func(ctx context.Context, lead
 	var last error
 	for {
 		changed := n.changed.wait()
+		if err := n.parted(); err != nil {
+			return err
+		}
 		if n.Paused() {
 			return command.ErrPaused
 		}

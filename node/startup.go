@@ -26,7 +26,11 @@ import (
 //  4. the log is applied up to the commit marker, so that reads never go back
 //     over a restart, also without a leader (Raft does not persist its commit
 //     index);
-//  5. Raft starts.
+//  5. a node that was ordered to be the seed of a new home, or has learned of one,
+//     enters that epoch (epoch.go);
+//  6. Raft starts, and ends at once where the node is fenced.
+//
+// *Restart is returned by a node that is to be started again at once.
 //
 // The transport must deliver calls to the node only after Start.
 func New(ctx context.Context, cfg Config, parts Parts) (*Node, error) {
@@ -36,7 +40,7 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Node, error) {
 	n := &Node{
 		cfg: cfg, parts: parts, id: cfg.Self.ID, log: cfg.Log, began: time.Now(),
 		joining: make(chan struct{}, 1), handing: make(chan struct{}, 1), started: make(chan struct{}), stop: make(chan struct{}), fatal: make(chan error, 1),
-		sick: make(chan struct{}, 1), own: newOwn(), vigil: vigil{wake: make(chan struct{}, 1)},
+		sick: make(chan struct{}, 1), left: make(chan struct{}, 1), own: newOwn(), vigil: vigil{wake: make(chan struct{}, 1)},
 	}
 	n.seen.incarnation = map[string]string{}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
@@ -53,8 +57,14 @@ func New(ctx context.Context, cfg Config, parts Parts) (*Node, error) {
 	if err := n.replay(ctx); err != nil {
 		return nil, err
 	}
+	if err := n.turn(ctx); err != nil {
+		return nil, err
+	}
 	if err := n.startRaft(); err != nil {
 		return nil, err
+	}
+	if n.parted() != nil {
+		n.fence()
 	}
 	n.group = &group{
 		apply:    func(e []byte) raft.ApplyFuture { return n.raft.Apply(e, 0) },
@@ -147,7 +157,7 @@ const (
 // again. Whatever goes wrong, Raft's log does it.
 func (n *Node) leap(ctx context.Context) error {
 	req := n.parts.State.LeapRequest()
-	if req == nil || n.Paused() {
+	if req == nil || n.Paused() || n.parts.Identity.Promotion() != nil {
 		return nil
 	}
 	n.copying.Lock()
@@ -249,17 +259,23 @@ const (
 )
 
 // applyLog applies what the state lacks up to an index from the node's own log,
-// around Raft. All of it is known to be committed.
+// around Raft.
 func (n *Node) applyLog(to uint64) error {
 	from, err := n.holds()
 	if err != nil {
 		return err
 	}
+	return Replay(n.parts.Log, n.parts.FSM, from, to)
+}
+
+// Replay applies the entries of a log behind one index and up to another. There is no
+// Raft meanwhile, or it applies nothing.
+func Replay(log raft.LogStore, machine raft.BatchingFSM, after, to uint64) error {
 	var logs []*raft.Log
 	size := 0
-	for index := from + 1; index <= to; index++ {
+	for index := after + 1; index <= to; index++ {
 		l := new(raft.Log)
-		if err := n.parts.Log.GetLog(index, l); err != nil {
+		if err := log.GetLog(index, l); err != nil {
 			return fmt.Errorf("replay log entry %d: %w", index, err)
 		}
 		if l.Type == raft.LogCommand || l.Type == raft.LogConfiguration {
@@ -267,7 +283,7 @@ func (n *Node) applyLog(to uint64) error {
 			size += len(l.Data)
 		}
 		if len(logs) > 0 && (index == to || len(logs) == replayEntries || size >= replayBytes) {
-			for _, r := range n.parts.FSM.ApplyBatch(logs) {
+			for _, r := range machine.ApplyBatch(logs) {
 				if err, bad := r.(error); bad {
 					return err
 				}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -219,6 +220,9 @@ func (n *Node) sites(others func(command.Member, *command.Server)) ([]command.Si
 			s.Applied, s.Lineage, s.LastContact, s.Lag.ETA = view.Revision(), hex.EncodeToString(lineage[:]), "0s", 0
 			if since, ok := n.LastContact(); ok && !s.Leader {
 				s.LastContact = since.Round(time.Millisecond).String()
+			}
+			if errors.Is(n.parted(), command.ErrFenced) {
+				s.State = "fenced"
 			}
 		} else {
 			others(m, &s)

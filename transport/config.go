@@ -40,6 +40,14 @@ type Config struct {
 	// connection after the transport's own: wanted id, cluster id, epoch. Its
 	// error reaches the other side with its code.
 	Check func(peer command.Hello) error
+	// Forks are the epochs of the cluster behind the first, as far as this node knows
+	// them, also ones it does not live in yet. They are part of every introduction. Nil
+	// knows none.
+	Forks func() []command.Fork
+	// Newer is told of forks that a peer of the same cluster knows, some of them behind
+	// this node's epoch, before anything else passes on the connection. It may be called
+	// at any time, several times for the same, and by several goroutines. Nil ignores them.
+	Newer func(forks []command.Fork)
 	// Refused is told why a peer would not talk to this node. Nil ignores it.
 	Refused func(reason error)
 	// MayLead says whether this node may be told to stand for election at once, by

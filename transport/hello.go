@@ -56,6 +56,8 @@ var errVersion = errors.New("peer speaks node protocol version")
 // greeting is what each side says first.
 type greeting struct {
 	command.Hello
+	// Forks are the epochs behind the first that this side knows.
+	Forks []command.Fork `json:"forks,omitempty"`
 	// Want is the server id the dialler means to reach; empty: anyone.
 	Want string `json:"want,omitempty"`
 	// Packs: compressed replication is understood, see raftPacked.
@@ -122,6 +124,36 @@ func judge(self, peer command.Hello, p purpose) error {
 	return nil
 }
 
+// greeting is what this node says first.
+func (t *Transport) greeting(want string) greeting {
+	g := greeting{Hello: t.hello(), Want: want, Packs: true}
+	if t.cfg.Forks != nil {
+		g.Forks = t.cfg.Forks()
+	}
+	return g
+}
+
+// parted looks whether two nodes of one cluster have parted: whether one of them does
+// not live in the epoch yet that the other knows of, which is then told, or another
+// site became home for each of them.
+func (t *Transport) parted(mine, theirs *greeting) error {
+	if mine.ClusterID == "" || mine.ClusterID != theirs.ClusterID || mine.Epoch == 0 {
+		return nil
+	}
+	for _, a := range mine.Forks {
+		for _, b := range theirs.Forks {
+			if a.Epoch == b.Epoch && !command.SameFork(a, b) {
+				return fmt.Errorf("%s knows %s as the home of epoch %d, %s knows %s: two sites were promoted, each without the other; stop one of the two homes and rejoin its nodes",
+					mine.Name, a.Site, a.Epoch, theirs.Name, b.Site)
+			}
+		}
+	}
+	if _, newer := command.ForkAfter(theirs.Forks, mine.Epoch); newer && t.cfg.Newer != nil {
+		t.cfg.Newer(theirs.Forks)
+	}
+	return nil
+}
+
 func (t *Transport) check(peer command.Hello) error {
 	if t.cfg.Check == nil {
 		return nil
@@ -149,10 +181,13 @@ func (t *Transport) welcome(c *conn) error {
 			return err
 		}
 	}
-	mine := greeting{Hello: t.hello(), Packs: true}
+	mine := t.greeting("")
+	apart := t.parted(&mine, &theirs)
 	switch {
 	case p < purposeRaft || p > purposeWatch:
 		err = fmt.Errorf("connection for unknown %v", p)
+	case apart != nil:
+		err = apart
 	case theirs.Want != "" && theirs.Want != mine.ID:
 		err = command.ErrWrongIdentity.With("%s was wanted, this is %s", theirs.Want, mine.ID)
 	default:
@@ -237,7 +272,7 @@ func dialError(want, addr string, err error) error {
 
 // introduce is the dialling side of the introduction.
 func (t *Transport) introduce(ctx context.Context, c *conn, want, addr string) (command.Hello, error) {
-	mine := greeting{Hello: t.hello(), Want: want, Packs: true}
+	mine := t.greeting(want)
 	if err := writeGreeting(c, c.purpose, mine); err != nil {
 		return command.Hello{}, err
 	}
@@ -253,8 +288,11 @@ func (t *Transport) introduce(ctx context.Context, c *conn, want, addr string) (
 	if name == "" {
 		name = addr
 	}
+	apart := t.parted(&mine, &theirs)
 	own := judge(mine.Hello, theirs.Hello, c.purpose)
 	switch {
+	case apart != nil:
+		return command.Hello{}, &RefusedError{Peer: name, Err: apart}
 	case want != "" && theirs.ID != want:
 		return command.Hello{}, &RefusedError{Peer: name, Err: command.ErrWrongIdentity.With("%s was wanted, %s answered", want, theirs.ID)}
 	case errors.Is(own, command.ErrStaleEpoch):

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -92,6 +93,11 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 	if a.identity, err = identify(cfg); err != nil {
 		return err
 	}
+	promoted := a.identity.Promoted || a.identity.Promotion != nil && a.identity.Promotion.Sealed
+	if promoted && cfg.Role != command.RoleVoter {
+		log.Warn("this node is a voter since its site became home: start it with --role voter --home from now on")
+		cfg.Role, cfg.Home, promoted = command.RoleVoter, true, false
+	}
 	self := command.Member{
 		ID: a.identity.ID, Name: cfg.Node, Site: cfg.Site, Role: cfg.Role,
 		RaftAddr: cfg.AdvertiseRaft, HTTPAddr: cfg.AdvertiseHTTP, Version: cfg.Version, Level: command.Level,
@@ -104,7 +110,7 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 	defer clients.Close()
 	tr, err := transport.Listen(transport.Config{
 		Listen: cfg.Raft, Advertise: cfg.AdvertiseRaft,
-		Hello: a.hello, Resolve: a.resolve, Check: a.check, Refused: a.refused, MayLead: a.mayLead, Paused: a.paused, Condition: a.condition, EntryTerm: a.entryTerm, BeforeInstall: a.beforeInstall, Muted: a.muted,
+		Hello: a.hello, Resolve: a.resolve, Check: a.check, Forks: a.forks, Newer: a.newer, Refused: a.refused, MayLead: a.mayLead, Paused: a.paused, Condition: a.condition, EntryTerm: a.entryTerm, BeforeInstall: a.beforeInstall, Muted: a.muted,
 		CopyRate: cfg.CatchUpRate, WANRate: cfg.WANRate, Faults: cfg.FaultSwitch != "", Log: log.Named("transport"),
 	})
 	if err != nil {
@@ -135,8 +141,15 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 	// Ask the cluster, if it is there, whether it would have this node. Who was let
 	// in before waits only as long as an answer takes that comes at all: its readers
 	// need no cluster.
+	// Whoever is to be the seed of a new home asks nobody.
 	verdict := make(chan error, 1)
-	go func() { verdict <- node.Preflight(ctx, nodeConfig, a.identity.ClusterID, tr) }()
+	go func() {
+		if a.identity.Promotion != nil {
+			verdict <- nil
+			return
+		}
+		verdict <- node.Preflight(ctx, nodeConfig, a.identity.ClusterID, tr)
+	}()
 	var patience <-chan time.Time
 	if a.identity.ClusterID != "" && a.identity.Epoch != 0 {
 		patience = time.After(preflightPatience)
@@ -158,6 +171,11 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 	watched = dir.Disk()
 	defer func() { closing("the data directory", dir.Close) }()
 	dir.Guard(cfg.Disk)
+	if promoted && a.identity.Promotion == nil {
+		if err := dir.ForgetPromoted(); err != nil { // its flags say so now
+			return err
+		}
+	}
 	logs, err := dir.OpenLogs(cfg.LogStore)
 	if err != nil {
 		return err
@@ -188,7 +206,7 @@ func runNode(ctx context.Context, cfg agentConfig) (err error) {
 	if err != nil {
 		return startFailed(watched, cfg, err)
 	}
-	a.node.Store(n)
+	a.created(n)
 	if verdict != nil {
 		go func() { // ends with the look at the cluster
 			if err := <-verdict; err != nil {
@@ -246,6 +264,9 @@ type presence struct {
 	self        command.Member
 	disk        atomic.Pointer[disk]
 	node        atomic.Pointer[node.Node]
+
+	learning sync.Mutex
+	learned  []command.Fork // guarded by learning: what was heard before there was a node to tell
 }
 
 type disk struct {
@@ -273,6 +294,34 @@ func (a *presence) hello() command.Hello {
 		h.LastIndex = max(last, h.Applied)
 	}
 	return h
+}
+
+// forks are all epochs that this node knows of.
+func (a *presence) forks() []command.Fork {
+	d := a.disk.Load()
+	if d == nil {
+		return a.identity.Forks
+	}
+	return slices.Concat(d.state.Forks(), d.dir.Identity().Forks)
+}
+
+// newer passes on what a peer knows of later epochs.
+func (a *presence) newer(forks []command.Fork) {
+	a.learning.Lock()
+	defer a.learning.Unlock()
+	if n := a.node.Load(); n != nil {
+		n.Newer(forks)
+	} else if len(forks) > len(a.learned) {
+		a.learned = forks
+	}
+}
+
+// created makes n the node that is asked, and tells it what it missed.
+func (a *presence) created(n *node.Node) {
+	a.learning.Lock()
+	defer a.learning.Unlock()
+	a.node.Store(n)
+	n.Newer(a.learned)
 }
 
 func (a *presence) resolve(id string) (addr string, ok bool) {
@@ -385,18 +434,17 @@ func (s stateParts) ReceiveCopy(ctx context.Context, r io.Reader) (command.Catch
 	return command.CatchUp{Kind: stats.Kind, Records: stats.Records, Bytes: stats.Bytes, Seconds: stats.Elapsed.Seconds()}, err
 }
 
-type identityParts struct{ dir *store.Dir }
+type identityParts struct{ *store.Dir }
 
 func (i identityParts) Cluster() (id string, epoch uint64) {
-	v := i.dir.Identity()
+	v := i.Identity()
 	return v.ClusterID, v.Epoch
 }
 
-func (i identityParts) SetCluster(id string, epoch uint64) error { return i.dir.SetCluster(id, epoch) }
+func (i identityParts) Promotion() *command.Promotion { return i.Identity().Promotion }
+func (i identityParts) Forks() []command.Fork         { return i.Identity().Forks }
 
-func (i identityParts) Paused() bool { return i.dir.Identity().Paused }
-
-func (i identityParts) SetPaused(paused bool) error { return i.dir.SetPaused(paused) }
+func (i identityParts) Paused() bool { return i.Identity().Paused }
 
 // identify finds out who the node is from its data directory, or makes a new
 // identity for an empty one. Nothing is written.
