@@ -8,6 +8,8 @@ import (
 	"net/url"
 	"strconv"
 	"time"
+
+	"github.com/holdfast-db/holdfast/command"
 )
 
 // RaftServer is one server of the Raft configuration.
@@ -40,6 +42,25 @@ func (c *Client) TransferLeader(ctx context.Context, to string) (Meta, error) {
 	}
 	a, err := c.do(ctx, request{method: http.MethodPost, path: "/v1/operator/raft/transfer-leader", query: q, write: true})
 	return a.meta, err
+}
+
+// PromoteSite asks what making a site the home would do, since the site that is home is
+// lost for good; with the plan's Confirm as confirm, it has exactly that done, and the
+// answer says Started. Nothing does it by itself. The seed carries it out after that,
+// which Sites shows. With force it is done though some of the voters at home, no majority,
+// are reached. Errors, after which nothing has changed: command.ErrHomeReachable,
+// command.ErrPlanChanged, command.ErrNoTarget.
+func (c *Client) PromoteSite(ctx context.Context, site, confirm string, force bool) (command.PromotionPlan, Meta, error) {
+	q := url.Values{"site": {site}}
+	if confirm != "" {
+		q.Set("confirm", confirm)
+	}
+	if force {
+		q.Set("force", "")
+	}
+	var plan command.PromotionPlan
+	meta, err := c.ask(ctx, request{method: http.MethodPost, path: "/v1/operator/promote-site", query: q, write: true}, &plan)
+	return plan, meta, err
 }
 
 // RemovePeer takes the server with that ID out of the cluster for good: it cannot

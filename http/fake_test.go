@@ -3,6 +3,7 @@ package http
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	nethttp "net/http"
@@ -566,6 +567,11 @@ func (n *fakeNode) TransferLeader(_ context.Context, to string) error {
 
 func (n *fakeNode) RemovePeer(_ context.Context, id, address string) error {
 	return n.operate("remove " + id + "|" + address)
+}
+
+func (n *fakeNode) PromoteSite(_ context.Context, site, confirm string, force bool) (command.PromotionPlan, error) {
+	plan := command.PromotionPlan{Site: site, Epoch: 2, Confirm: site + "-at-7-epoch-2", Started: confirm != ""}
+	return plan, n.operate(fmt.Sprintf("promote %s|%s|%v", site, confirm, force))
 }
 
 func (n *fakeNode) operate(what string) error {

@@ -70,3 +70,17 @@ func (s *Server) transferLeader(x *exchange) {
 	}
 	x.replyValue(struct{ Success bool }{true})
 }
+
+func (s *Server) promoteSite(x *exchange) {
+	site := x.q.get(paramSite)
+	if site == "" {
+		x.fail(badRequest("Must specify ?site with the site that is to become home"))
+		return
+	}
+	plan, err := s.node.PromoteSite(x.r.Context(), site, x.q.get(paramConfirm), x.q.has(paramForce))
+	if err != nil {
+		x.fail(err)
+		return
+	}
+	x.replyValue(&plan)
+}

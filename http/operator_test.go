@@ -71,6 +71,32 @@ func TestLeadershipIsHandedToWhomTheOperatorNames(t *testing.T) {
 	}
 }
 
+func TestASiteIsPromotedOnlyByTheConfirmationOfAPlan(t *testing.T) {
+	n := newFakeNode()
+	s := newTestServer(t, n)
+	if w := ask(t, s, "POST", "/v1/operator/promote-site", nil); w.Code != 400 {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	var plan command.PromotionPlan
+	w := ask(t, s, "POST", "/v1/operator/promote-site?site=east", nil)
+	if err := json.Unmarshal(w.Body.Bytes(), &plan); err != nil || w.Code != 200 || plan.Started {
+		t.Fatalf("%d %s, %v", w.Code, w.Body, err)
+	}
+	w = ask(t, s, "POST", "/v1/operator/promote-site?force&site=east&confirm="+plan.Confirm, nil)
+	if err := json.Unmarshal(w.Body.Bytes(), &plan); err != nil || w.Code != 200 || !plan.Started {
+		t.Fatalf("%d %s, %v", w.Code, w.Body, err)
+	}
+	if !slices.Equal(n.operated, []string{"promote east||false", "promote east|east-at-7-epoch-2|true"}) {
+		t.Errorf("%q", n.operated)
+	}
+	for _, err := range []*command.Error{command.ErrHomeReachable, command.ErrPlanChanged} {
+		n.refuse = err.With("because")
+		if w := ask(t, s, "POST", "/v1/operator/promote-site?site=east&confirm=x", nil); w.Code != 409 || !strings.Contains(w.Body.String(), "because") {
+			t.Errorf("%d %s", w.Code, w.Body)
+		}
+	}
+}
+
 func TestAnUnhealthyClusterAnswers429WithTheSameBody(t *testing.T) {
 	n := newFakeNode()
 	s := newTestServer(t, n)

@@ -44,6 +44,9 @@ const (
 	paramAwait
 	paramID
 	paramAddress
+	paramSite
+	paramConfirm
+	paramForce
 	paramCount
 )
 
@@ -79,6 +82,9 @@ var paramNames = [paramCount]string{
 	paramAwait:      "await",
 	paramID:         "id",
 	paramAddress:    "address",
+	paramSite:       "site",
+	paramConfirm:    "confirm",
+	paramForce:      "force",
 }
 
 // paramsByName finds a parameter by its name.

@@ -71,6 +71,7 @@ func routes() []route {
 		{method: get, path: "/v1/operator/raft/configuration", params: reads, handle: (*Server).getRaftConfiguration},
 		{method: del, path: "/v1/operator/raft/peer", params: everywhere | set(paramID, paramAddress), handle: (*Server).deleteRaftPeer},
 		{method: post, path: "/v1/operator/raft/transfer-leader", params: everywhere | set(paramID), handle: (*Server).transferLeader},
+		{method: post, path: "/v1/operator/promote-site", params: everywhere | set(paramSite, paramConfirm, paramForce), handle: (*Server).promoteSite},
 		{method: get, path: "/v1/operator/autopilot/configuration", params: reads, handle: (*Server).getAutopilot},
 		{method: put, path: "/v1/operator/autopilot/configuration", params: everywhere | set(paramCAS), handle: (*Server).putAutopilot},
 		{method: get, path: "/v1/operator/autopilot/health", params: everywhere, handle: (*Server).getAutopilotHealth},

@@ -62,6 +62,9 @@ type Node interface {
 	TransferLeader(ctx context.Context, to string) error
 	// RemovePeer takes a member, by id or by node address, out for good.
 	RemovePeer(ctx context.Context, id, address string) error
+	// PromoteSite says what making a site the home would do, and with the text that
+	// confirms just that has it done.
+	PromoteSite(ctx context.Context, site, confirm string, force bool) (command.PromotionPlan, error)
 }
 
 // What Config has by default.

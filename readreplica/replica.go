@@ -81,6 +81,7 @@ type Node interface {
 	RemovePeer(ctx context.Context, id, address string) error
 	Pause(ctx context.Context) error
 	Replicas(ctx context.Context) ([]command.Replica, error)
+	PromoteSite(ctx context.Context, site, confirm string, force bool) (command.PromotionPlan, error)
 }
 
 // Replica answers reads on a node. Writes and topology pass through to it.

@@ -19,7 +19,7 @@ func newOperator() *cobra.Command {
 		Short: "Look after the cluster",
 		Long:  "Look after the cluster: who leads, who belongs to it, and how its members do.",
 	}
-	cmd.AddCommand(newTransferLeader(), newRemovePeer(), newListPeers(), newAutopilot())
+	cmd.AddCommand(newTransferLeader(), newPromoteSite(), newRemovePeer(), newListPeers(), newAutopilot())
 	group(cmd)
 	return cmd
 }

@@ -35,7 +35,7 @@ HOLDFAST_DATA_DIR, and so on.`,
 	root.Version = version // for --version
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(explainFlag)
-	root.AddCommand(newAgent(run), newCheck(), newDev(), newKV(), newLock(), newOperator(), newReplica(), newReplicas(), newSession(), newSites(), newSnapshot(), newStatus(), newTxn(), newVersion())
+	root.AddCommand(newAgent(run), newCheck(), newDev(), newKV(), newLock(), newOperator(), newRejoin(), newReplica(), newReplicas(), newSession(), newSites(), newSnapshot(), newStatus(), newTxn(), newVersion())
 	group(root)
 	return root
 }
