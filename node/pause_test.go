@@ -32,6 +32,7 @@ func TestAPausedLearnerServesWhatItHasAndDisturbsNobody(t *testing.T) {
 	e := c.add("e1", "east", command.RoleLearner)
 	c.write("k", "before")
 	c.level()
+	eventually(t, "e1 knows that its copy is complete", func() bool { return e.n.Load().Status().Ready })
 	leader := c.leader()
 	term := leader.n.Load().Status().Term
 	for _, voter := range []*member{leader, c.followersOf(leader)[0]} {
