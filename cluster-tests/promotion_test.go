@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -162,7 +163,13 @@ func TestASiteBecomesHomeAndTheOldOneIsFencedAndComesBack(t *testing.T) {
 	c.stop(other)
 	c.startAs(other, command.RoleVoter, true, seed)
 	c.wait(20*time.Second, other.name+" votes", func() bool { return votes(other, w1) })
+	if out, errs, err := c.run(20*time.Second, seed, "snapshot", "save", filepath.Join(t.TempDir(), "new-home.snap")); err != nil {
+		t.Errorf("an archive of the new home: %v\n%s%s", err, out, errs)
+	}
 	c.stop(seed)
+	if out, errs, err := c.run(20*time.Second, seed, "check", seed.data); err != nil {
+		t.Errorf("a check of the seed: %v\n%s%s", err, out, errs)
+	}
 	c.start(seed)
 	c.waitReady(seed)
 	c.waitLeader(e1, e2)

@@ -75,7 +75,9 @@ func (n *Node) planPromotion(ctx context.Context, site string, force bool) (comm
 	if err != nil {
 		return command.PromotionPlan{}, order, err
 	}
-	plan := command.PromotionPlan{Site: site, HomeSite: cluster.HomeSite, Epoch: cluster.Epoch + 1}
+	// A home that was lost again before this node had a copy of it counts as well.
+	_, epoch := n.parts.Identity.Cluster()
+	plan := command.PromotionPlan{Site: site, HomeSite: cluster.HomeSite, Epoch: max(cluster.Epoch, epoch) + 1}
 	switch {
 	case cluster.ID == "":
 		return plan, order, command.ErrNotReady

@@ -122,8 +122,11 @@ func rejoin(ctx context.Context, path, join, out string) (r rejoinReport, err er
 	}
 	defer tr.Close()
 	fork, err := node.FindFork(ctx, tr, join, id.ClusterID, id.Epoch)
-	if err != nil {
-		return r, fmt.Errorf("ask %s: %w", join, err)
+	switch {
+	case errors.Is(err, command.ErrNoTarget):
+		return r, refuse("start the node as it was; or give --join a node of the new home", "nothing was changed: %w", err)
+	case err != nil:
+		return r, refuse("give --join a node of the new home that runs", "%s does not tell where the new home began: %w", join, err)
 	}
 	r = rejoinReport{Node: id.Name, Home: fork.Site, Epoch: fork.Epoch}
 	if out, err = asideFile(path, out, fork); err != nil {
