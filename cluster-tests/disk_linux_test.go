@@ -2,7 +2,6 @@ package clustertests
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
@@ -56,16 +55,8 @@ func (c *cluster) acknowledged(n *node, key string, began time.Time, within time
 func (c *cluster) sees(at, whom *node, state string) {
 	c.t.Helper()
 	c.wait(10*time.Second, fmt.Sprintf("%s shows %s as %s", at, whom, state), func() bool {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-		defer cancel()
-		code, body, err := get(ctx, at, "/v1/sites")
-		var sites []command.Site
-		if err != nil || code != http.StatusOK || json.Unmarshal(body, &sites) != nil {
-			return false
-		}
-		return slices.ContainsFunc(sites, func(s command.Site) bool {
-			return slices.ContainsFunc(s.Servers, func(v command.Server) bool { return v.Name == whom.name && v.State == state })
-		})
+		s, ok := c.server(at, whom.name)
+		return ok && s.State == state
 	})
 }
 
@@ -139,9 +130,9 @@ func TestALeaderWhoseDiskHangsIsReplaced(t *testing.T) {
 // it.
 func TestALeaderWithASlowDiskHandsOver(t *testing.T) {
 	disks, onDisks := withDisks(t, "n1", "n2", "n3")
-	c := startCluster(t, voters, onDisks, withFlags("--slow-disk-limit", "100ms"))
+	c := startCluster(t, voters, onDisks, withFlags("--slow-disk-limit", "40ms"))
 	leader := c.waitLeader()
-	sick(disks[leader.name], faultfs.Fault{Delay: 250 * time.Millisecond})
+	sick(disks[leader.name], faultfs.Fault{Delay: 120 * time.Millisecond})
 	others := c.others(leader)
 	written := 0
 	c.wait(20*time.Second, "another voter leads", func() bool {
@@ -218,8 +209,7 @@ func smallDisk(t testing.TB, size string) string {
 // back.
 func fill(t testing.TB, disk string, left uint64) (free func()) {
 	t.Helper()
-	name := filepath.Join(disk, "filler")
-	f, err := os.Create(name)
+	f, err := os.CreateTemp(disk, "filler")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +223,7 @@ func fill(t testing.TB, disk string, left uint64) (free func()) {
 		t.Fatal(err)
 	}
 	return func() {
-		if err := os.Remove(name); err != nil {
+		if err := os.Remove(f.Name()); err != nil {
 			t.Error(err)
 		}
 	}
@@ -266,6 +256,13 @@ func TestAFullDiskRefusesOnlyWhatAddsData(t *testing.T) {
 	for _, n := range others {
 		free = append(free, fill(t, small[n.name], 10<<20))
 	}
+	c.wait(10*time.Second, "all know that all disks are full", func() bool {
+		return !slices.ContainsFunc(c.nodes, func(n *node) bool {
+			s, ok := c.server(next, n.name)
+			return !ok || s.Disk != command.DiskFull
+		})
+	})
+	next = c.waitLeader()
 	c.wait(10*time.Second, "what adds data is refused", func() bool {
 		w := put(next, "more", "value", "")
 		return w.status == http.StatusInsufficientStorage && strings.Contains(w.text, "disk is full")
@@ -299,6 +296,66 @@ func TestAFullDiskRefusesOnlyWhatAddsData(t *testing.T) {
 	}
 }
 
+// A follower without any space lags, and catches up by itself when there is some.
+func TestAFollowerWhoseDiskIsFullCatchesUpByItself(t *testing.T) {
+	disk := smallDisk(t, "96m")
+	c := startCluster(t, voters, func(c *cluster) { c.disks = map[string]string{"n3": disk} }, withFlags("--disk-reserve", "16MiB"))
+	n3 := c.node("n3")
+	leader := c.waitLeader()
+	if leader == n3 {
+		if _, stderr, err := c.run(10*time.Second, n3, "operator", "transfer-leader", "n1"); err != nil {
+			t.Fatal(stderr)
+		}
+		leader = c.waitLeader(c.node("n1"))
+	}
+	ballast := filepath.Join(n3.data, "ballast")
+	free := []func(){fill(t, disk, 0)}
+	write := func(key string) {
+		t.Helper()
+		if w := put(leader, key, strings.Repeat("x", 100<<10), ""); !w.ok {
+			t.Fatalf("put: %+v", w)
+		}
+	}
+	c.wait(10*time.Second, "the ballast is given up", func() bool {
+		write("a")
+		_, err := os.Stat(ballast)
+		return err != nil
+	})
+	free = append(free, fill(t, disk, 0))
+	for i := range 20 {
+		write(fmt.Sprint("key/", i))
+	}
+	ahead, _ := leader.status()
+	if s, ok := n3.status(); !ok || s.Applied == ahead.Applied {
+		t.Errorf("without space n3 holds it all: %+v", s)
+	}
+	if s, _ := n3.status(); s.Disk != command.DiskFull || !s.Running {
+		t.Errorf("n3: %+v", s)
+	}
+	for _, give := range free {
+		give()
+	}
+	c.waitLevel(20 * time.Second)
+	c.wait(10*time.Second, "the ballast is made again", func() bool { _, err := os.Stat(ballast); return err == nil })
+
+	// Without a byte it starts by what the ballast held, and with nothing left to give up
+	// it says so.
+	give := fill(t, disk, 0)
+	c.kill(n3)
+	c.start(n3)
+	c.wait(10*time.Second, "n3 is there again, without space", func() bool { s, ok := n3.status(); return ok && s.Disk == command.DiskFull })
+	giveMore := fill(t, disk, 0)
+	c.kill(n3)
+	c.start(n3)
+	c.awaitEnd(n3, 10*time.Second)
+	if last := lastLines(n3.log, 1); !strings.Contains(last, "cannot record this start: no space left on device; check the disk and its free space") {
+		t.Errorf("n3 ended with %q", last)
+	}
+	give()
+	giveMore()
+	c.start(n3)
+}
+
 // A write that finds no space though there seemed to be some ends the node's part in
 // Raft only until it can write again.
 func TestANodeThatFoundNoSpaceStartsAgainByItself(t *testing.T) {
@@ -328,7 +385,7 @@ func TestANodeGoesOverToItsStandbyDirectory(t *testing.T) {
 	disks, onDisks := withDisks(t, "n1", "n2", "n3")
 	c := newCluster(t, voters, onDisks)
 	for _, n := range c.nodes {
-		n.args = append(n.args, "--standby-data-dir", filepath.Join(c.dir, n.name+"-standby"), "--standby-after", "3s")
+		n.args = append(n.args, "--standby-data-dir", filepath.Join(c.dir, n.name+"-standby"), "--standby-after", "1s", "--disk-stall-limit", "300ms")
 		c.start(n)
 	}
 	leader := c.waitLeader()
@@ -395,28 +452,38 @@ func TestAStartOnADiskThatFailsEndsWithALineThatSaysSo(t *testing.T) {
 
 // id is the server id a node says it has, "" when it does not answer.
 func (c *cluster) id(n *node) string {
-	s := c.itself(n)
+	s, _ := c.server(n, n.name)
 	return s.ID
 }
 
 // votes reports whether a node is a voter, as it says itself.
-func (c *cluster) votes(n *node) bool { return c.itself(n).Voter }
+func (c *cluster) votes(n *node) bool {
+	s, _ := c.server(n, n.name)
+	return s.Voter
+}
 
-// itself is what a node says of itself on /v1/sites.
-func (c *cluster) itself(n *node) command.Server {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	code, body, err := get(ctx, n, "/v1/sites")
-	var sites []command.Site
-	if err != nil || code != http.StatusOK || json.Unmarshal(body, &sites) != nil {
-		return command.Server{}
+// Whatever the leaders' disks do, one after the other, nothing that was acknowledged is
+// lost, and no read goes back.
+func TestNoStateOfADiskLosesAnAcknowledgedWrite(t *testing.T) {
+	disks, onDisks := withDisks(t, "n1", "n2", "n3")
+	for _, disk := range disks {
+		t.Cleanup(disk.Release)
 	}
-	for _, s := range sites {
-		for _, v := range s.Servers {
-			if v.Name == n.name {
-				return v
-			}
+	c := startCluster(t, threeSites, onDisks, withFlags("--disk-stall-limit", "300ms"))
+	w := c.load()
+	defer w.stop()
+	for _, fault := range []faultfs.Fault{{Hang: true}, {Err: syscall.ENOSPC}, {}, {Hang: true}} {
+		w.awaitWrites(100)
+		leader := c.waitLeader()
+		sick(disks[leader.name], fault)
+		c.waitLeader(without(c.voters(), leader)...)
+		w.awaitWrites(100)
+		disks[leader.name].Heal()
+		if fault == (faultfs.Fault{}) { // final for the process
+			c.kill(leader)
+			c.start(leader)
 		}
+		c.waitReady(leader)
 	}
-	return command.Server{}
+	w.judge()
 }
