@@ -33,6 +33,7 @@ func TestAPausedLearnerServesWhatItHasAndDisturbsNobody(t *testing.T) {
 	c.write("k", "before")
 	c.level()
 	eventually(t, "e1 knows that its copy is complete", func() bool { return e.n.Load().Status().Ready })
+	c.sees(e, "the leader knows it too", func(r command.Replica) bool { return r.AppliedIndex > 0 })
 	leader := c.leader()
 	term := leader.n.Load().Status().Term
 	for _, voter := range []*member{leader, c.followersOf(leader)[0]} {
