@@ -104,7 +104,7 @@ func (p *pilot) server(m command.Member, st standing, pilot *command.Autopilot) 
 	}
 	r, heard := p.n.reports.get(m.ID)
 	switch {
-	case srv.IsLeader && p.n.Unfit() != nil, st.silent > pilot.DeadServerTime:
+	case srv.IsLeader && p.n.Unfit() != nil, st.dead(pilot):
 		srv.NodeStatus = autopilot.NodeFailed
 	case !srv.IsLeader && (!heard || r.Disk.Down()): // it is there, and not healthy
 		srv.NodeStatus = autopilot.NodeUnknown
@@ -132,7 +132,7 @@ func (p *pilot) standing(m command.Member, term uint64, pilot *command.Autopilot
 		st.silent, st.level, st.because = p.n.cfg.Clock.Steady()-p.began, false, "it has not reported to this leader yet"
 		return st
 	}
-	st.silent, st.level = p.n.cfg.Clock.Steady()-r.at, p.n.level(m.ID)
+	st.silent, st.level, st.disk = p.n.cfg.Clock.Steady()-r.at, p.n.level(m.ID), r.Disk
 	switch {
 	case st.silent > reportGrace+pilot.LastContactThreshold:
 		st.because = fmt.Sprintf("its last report came %v ago", st.silent.Round(100*time.Millisecond))
@@ -149,10 +149,11 @@ func (p *pilot) standing(m command.Member, term uint64, pilot *command.Autopilot
 // levelEntries is how many entries a member may lack and still be called level.
 const levelEntries = 128
 
-// level reports whether a member said, recently, that it holds nearly all of the log.
+// level reports whether a member said, recently, that it holds nearly all of the log,
+// on a disk that takes more.
 func (n *Node) level(id string) bool {
 	r, ok := n.reports.get(id)
-	return ok && n.cfg.Clock.Steady()-r.at < 2*time.Second && r.lacks() <= levelEntries
+	return ok && n.cfg.Clock.Steady()-r.at < 2*time.Second && r.lacks() <= levelEntries && !r.Disk.Down()
 }
 
 // lacks is how many entries the member lacked of the leader's log when it reported.

@@ -38,9 +38,16 @@ type standing struct {
 	// silent is the time since the member last reported, or since this leader
 	// waits for its first report; 0 for the leader itself.
 	silent time.Duration
-	level  bool // it lacks next to nothing of the log
+	disk   command.DiskState // as it reported it
+	level  bool              // it lacks next to nothing of the log
 	// because is why the member is not healthy, empty when it is.
 	because string
+}
+
+// dead reports whether the member takes part no longer: it is silent, or its disk has
+// failed, after which a process appends nothing.
+func (st *standing) dead(pilot *command.Autopilot) bool {
+	return st.silent > pilot.DeadServerTime || st.disk == command.DiskFailed
 }
 
 func standingOf(s *autopilot.Server) (standing, bool) {
@@ -82,7 +89,7 @@ func electorateOf(c *autopilot.Config, s *autopilot.State) electorate {
 		if invited && !spare {
 			asked++
 		}
-		votes, dead := srv.HasVotingRights(), st.silent > pilot.DeadServerTime
+		votes, dead := srv.HasVotingRights(), st.dead(&pilot)
 		if votes && srv.Health.Healthy {
 			e.well++
 		}

@@ -14,7 +14,7 @@ import (
 
 // membersOf makes a state of words: a name and what is true of the member. "votes",
 // "leads", "spare", "learner" (a voter is none of these), "away" (not at home), "dead",
-// "ill" (not healthy, not dead yet), "behind" (not level), "fresh" (as it is
+// "broken" (its disk failed), "ill" (not healthy, not dead yet), "behind" (not level), "fresh" (as it is
 // only since now), "long" (as it is for longer than the others).
 func membersOf(words ...string) *autopilot.State {
 	s, now := &autopilot.State{Servers: map[raft.ServerID]*autopilot.ServerState{}}, time.Now()
@@ -40,6 +40,9 @@ func membersOf(words ...string) *autopilot.State {
 		}
 		if is("dead") {
 			st.silent = time.Hour
+		}
+		if is("broken") {
+			st.disk, st.level, srv.Health.Healthy = command.DiskFailed, false, false
 		}
 		if is("votes") || is("leads") {
 			srv.State = autopilot.RaftVoter
@@ -70,6 +73,7 @@ func TestWhoIsGivenAVoteAndWhoseIsTaken(t *testing.T) {
 		"nor one of another site, whatever it says it is":                              {[]string{"n1 leads", "n2 votes", "n3 votes dead", "e1 away", "e2 away spare", "e3 away learner", "l1 learner"}, ""},
 		"without a spare a dead voter stays one":                                       {[]string{"n1 leads", "n2 votes", "n3 votes dead"}, ""},
 		"one that is only ill is not replaced":                                         {[]string{"n1 leads", "n2 votes", "n3 votes ill", "s1 spare"}, ""},
+		"a voter whose disk failed is as good as dead":                                 {[]string{"n1 leads", "n2 votes", "n3 votes broken", "s1 spare"}, "+s1"},
 		"a spare votes first":                                                          {[]string{"n1 leads", "n2 votes", "n3 votes dead", "s1 spare"}, "+s1"},
 		"the spare that has been well for longest":                                     {[]string{"n1 leads", "n2 votes", "n3 votes dead", "s1 spare fresh", "s2 spare"}, "+s2"},
 		"no spare that is dead itself":                                                 {[]string{"n1 leads", "n2 votes", "n3 votes dead", "s1 spare dead"}, ""},

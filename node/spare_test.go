@@ -127,6 +127,21 @@ func (m *member) member(other *member) (command.Member, bool) {
 	return command.Member{}, false
 }
 
+// It still reports, so no silence tells.
+func TestASpareVotesInThePlaceOfAVoterWhoseDiskFailed(t *testing.T) {
+	c, disks := onFakeDisks(t)
+	s1 := c.add("s1", "home", command.RoleSpare)
+	c.healthy(s1)
+	leader, broken, other := c.leader(), c.followers()[0], c.followers()[1]
+	disks[broken].is(command.Disk{State: command.DiskFailed})
+	c.vote(leader.name, other.name, "s1")
+	if err := leader.n.Load().GiveVote(c.bounded(), broken.id.ID); err == nil || leader.voters() == "n1 n2 n3 s1" {
+		t.Errorf("it is given its vote back: %v", err)
+	}
+	disks[broken].is(command.Disk{State: command.DiskOK})
+	c.vote("n1", "n2", "n3")
+}
+
 func TestASpareThatLeadsHandsOverAndOnlyThenLosesItsVote(t *testing.T) {
 	c := newCluster(t, nil)
 	s1 := c.add("s1", "home", command.RoleSpare)

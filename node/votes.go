@@ -115,7 +115,8 @@ func (n *Node) canSpare(ctx context.Context, id string) error {
 }
 
 // electorate counts the voters, with one more and without one of them, and how many are
-// there now and follow this leader, up to a majority.
+// there now and follow this leader, up to a majority. One whose disk has failed may
+// answer, but acknowledges nothing.
 func (n *Node) electorate(ctx context.Context, with, without string) (voters, answer int) {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.RoundTimeout)
 	defer cancel()
@@ -127,8 +128,12 @@ func (n *Node) electorate(ctx context.Context, with, without string) (voters, an
 	if with != "" {
 		others = append(others, with)
 	}
-	answers := n.askTerms(ctx, others, n.raft.CurrentTerm())
 	voters, answer = len(others)+self, self
+	others = slices.DeleteFunc(others, func(other string) bool {
+		r, ok := n.reports.get(other)
+		return ok && r.Disk == command.DiskFailed
+	})
+	answers := n.askTerms(ctx, others, n.raft.CurrentTerm())
 	for i := 0; i < len(others) && answer < voters/2+1; i++ {
 		if <-answers == nil {
 			answer++
