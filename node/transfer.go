@@ -186,8 +186,8 @@ func (n *Node) awaitLeader(ctx context.Context, want string) error {
 }
 
 // successor is the voter that suits best to lead next: of those that are fit one whose
-// disk is well, if there is one, with the highest priority, then the most complete one. Those that have declined come
-// last. "" when none is known to be fit.
+// disk is well, if there is one, with the highest priority, then the most complete
+// one. Those that have declined come last. "" when none is known to be fit.
 func (n *Node) successor(declined map[string]bool) string {
 	fit := n.fitVoters()
 	if len(fit) == 0 {
@@ -235,7 +235,8 @@ type successor struct {
 }
 
 // fitVoters are the other voters that could take over at once, as this leader knows
-// them: they reported just now, and hold nearly all of the log.
+// them: they reported just now, hold nearly all of the log, and can write to it. Their
+// contents are not known to be wrong.
 func (n *Node) fitVoters() []successor {
 	h, err := n.judgeHealth()
 	if err != nil {
@@ -243,7 +244,7 @@ func (n *Node) fitVoters() []successor {
 	}
 	var fit []successor
 	for _, m := range h.Members {
-		if r, reported := n.reports.get(m.ID); reported && m.Voter && m.Healthy && !r.Disk.Down() && m.ID != n.id {
+		if r, reported := n.reports.get(m.ID); reported && m.Voter && m.Healthy && r.differs == 0 && !r.Disk.Down() && m.ID != n.id {
 			fit = append(fit, successor{id: m.ID, priority: r.Priority, lastIndex: m.LastIndex, well: r.Disk.Well()})
 		}
 	}
