@@ -139,7 +139,7 @@ const leaderLease = 100 * time.Millisecond
 func operations(ops []op) []porcupine.Operation {
 	var out []porcupine.Operation
 	for _, o := range learnRevisions(ops) {
-		if o.outcome == refused || o.kind == readOp && o.mode == local {
+		if o.outcome == refused || o.kind == readOp && (o.mode == local || o.crowded) {
 			continue
 		}
 		call, ret := int64(o.call), int64(o.ret)

@@ -53,6 +53,9 @@ type op struct {
 	staleness      time.Duration
 	stalenessKnown bool
 	bound          time.Duration // of the age, asked for; 0 for none
+	// crowded: one of too many at once for the judge of linearizability. What it may
+	// miss is judged by the state that answered, and by the staleness that says.
+	crowded bool
 }
 
 func (o op) String() string {

@@ -79,7 +79,7 @@ func (w *workload) crowd(n *node) *sync.WaitGroup {
 			m = leading
 		}
 		key := w.hotKey(i % 3)
-		wg.Go(func() { w.read(-1, 1000+i, n, key, m) })
+		wg.Go(func() { w.readAs(-1, n, op{client: 1000 + i, key: key, mode: m, crowded: i >= 6}) })
 	}
 	return &wg
 }
@@ -137,7 +137,7 @@ func (w *workload) localCrowd(n *node) *sync.WaitGroup {
 		if i%3 == 0 {
 			bound = 200 * time.Millisecond
 		}
-		wg.Go(func() { w.readWithin(-1, 2000+i, n, key, local, bound) })
+		wg.Go(func() { w.readAs(-1, n, op{client: 2000 + i, key: key, mode: local, bound: bound}) })
 	}
 	return &wg
 }

@@ -219,18 +219,21 @@ func (w *workload) count(n *node, got written) {
 }
 
 // read makes one read and records it when it was answered.
-func (w *workload) read(i, id int, n *node, key string, m mode) { w.readWithin(i, id, n, key, m, 0) }
+func (w *workload) read(i, id int, n *node, key string, m mode) {
+	w.readAs(i, n, op{client: id, key: key, mode: m})
+}
 
-// readWithin is read with a bound on the age of the answer, 0 for none.
-func (w *workload) readWithin(i, id int, n *node, key string, m mode, bound time.Duration) {
+// readAs is read of an op that says who reads what and how.
+func (w *workload) readAs(i int, n *node, o op) {
+	key, m := o.key, o.mode
 	query := map[mode]string{consistent: "consistent", leading: "", local: "stale"}[m]
 	switch {
-	case bound > 0:
-		query = fmt.Sprintf("max_stale=%v", bound)
+	case o.bound > 0:
+		query = fmt.Sprintf("max_stale=%v", o.bound)
 	case m == local && n.learner() && rand.IntN(2) == 0:
 		query = "" // what a learner does when no mode is named
 	}
-	o := op{client: id, kind: readOp, key: key, mode: m, bound: bound, call: w.history.now()}
+	o.kind, o.call = readOp, w.history.now()
 	a, err := read(n, key, query)
 	o.ret = w.history.now()
 	var broken *answerError
@@ -288,7 +291,7 @@ func (w *workload) hotKey(back int) string {
 func (w *workload) boundedReader(id int, n *node) {
 	bounds := [...]time.Duration{200 * time.Millisecond, 700 * time.Millisecond, 0}
 	for seq := 0; w.ctx.Err() == nil; seq++ {
-		w.readWithin(-1, id, n, w.hotKey(max(seq%4-2, 0)), local, bounds[seq%len(bounds)])
+		w.readAs(-1, n, op{client: id, key: w.hotKey(max(seq%4-2, 0)), mode: local, bound: bounds[seq%len(bounds)]})
 		w.rest(5 * time.Millisecond)
 	}
 }
