@@ -57,6 +57,7 @@ type member struct {
 	watched       node.Disk
 	wrapIdentity  func(node.Identity) node.Identity
 	probe         time.Duration
+	deadAfter     time.Duration // of calls to a peer that is silent
 }
 
 type cluster struct {
@@ -171,7 +172,7 @@ func (m *member) tryStart(ctx context.Context) (err error) {
 		return err
 	}
 	m.tr, err = transport.Listen(transport.Config{
-		Listen: m.addr, Faults: true, Log: log, DialTimeout: 500 * time.Millisecond, Timeout: time.Second, DeadAfter: time.Second, PingInterval: 200 * time.Millisecond,
+		Listen: m.addr, Faults: true, Log: log, DialTimeout: 500 * time.Millisecond, Timeout: time.Second, DeadAfter: max(m.deadAfter, time.Second), PingInterval: 200 * time.Millisecond,
 		Hello: func() command.Hello {
 			id := m.disk.Identity()
 			applied, _ := m.state.Applied()

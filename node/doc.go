@@ -25,7 +25,7 @@
 // hands over, and preferred.go does so to the voter that is to lead rather;
 // autopilot.go watches over the members while it leads, promoter.go decides who
 // of them votes, and votes.go gives and takes votes; vigil.go finds that nobody
-// leads; sessions.go lets sessions expire; compaction.go decides how much history is
+// leads, and reign.go ends what waits for a former leader; sessions.go lets sessions expire; compaction.go decides how much history is
 // kept; divergence.go compares contents and heal.go replaces bad ones; peers.go
 // remembers what others were seen to hold; status.go, reports.go and replicas.go say
 // how it and the others do; pause.go stops and resumes a learner; retention.go sizes

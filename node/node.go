@@ -38,6 +38,7 @@ type Node struct {
 	// changed wakes those who wait for a leader.
 	changed   signal
 	vigil     vigil
+	reign     reign
 	rounds    flight[confirmation]
 	lastRound atomic.Pointer[confirmation] // nil while not leading
 	readAsks  flight[Point]
@@ -119,6 +120,7 @@ func (n *Node) Start() {
 		for {
 			select {
 			case <-ch:
+				n.followed(n.leaderID())
 				n.changed.notify()
 			case <-n.stop:
 				return

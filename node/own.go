@@ -117,6 +117,13 @@ func (o *own) decidedBy(w *ownWrite, index uint64) {
 	w.by = index
 }
 
+// waits reports whether any write is under way.
+func (o *own) waits() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.writes) > 0
+}
+
 // seen is the index of the last entry that was seen.
 func (o *own) seen() uint64 {
 	o.mu.Lock()

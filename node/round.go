@@ -222,7 +222,7 @@ func (n *Node) remoteIndex(method uint8, req []byte) (p Point, rest []byte, err 
 		return Point{}, nil, command.ErrNotLeader
 	}
 	sent := Now(n.cfg.Clock)
-	answer, err := n.parts.Transport.Call(ctx, leader, method, req)
+	answer, err := n.callLeader(ctx, leader, method, req)
 	if err != nil {
 		return Point{}, nil, err
 	}

@@ -181,10 +181,10 @@ func (n *Node) keepVigil() {
 // noteTerm takes in Raft's term and leader, and returns the term and who was seen to
 // lead it, "" if that is nobody or this node itself.
 func (n *Node) noteTerm() (term uint64, leader string) {
-	term, known := n.raftTerm()
 	v := &n.vigil
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	term, known := n.raftTerm() // with mu held, so that no older one is noted after it
 	if term != v.term {
 		v.pace.next(time.Now(), n.beat())
 		v.term, v.leader, v.pulse, v.alone = term, "", command.Pulse{}, 0
@@ -320,10 +320,22 @@ func (n *Node) look() (calm bool) {
 	}
 	others, need := n.witnesses()
 	found := n.inquire(mine, others, need)
-	if leaderless(found) >= need && choose(found) == n.id && n.paced() {
-		n.stand(mine, why, others, need)
+	if leaderless(found) < need {
+		return false
+	}
+	n.askSoon()
+	if choose(found) == n.id && n.paced() && !n.stand(mine, why, others, need) {
+		n.takeBack(mine.Term)
 	}
 	return false
+}
+
+// askSoon notes that a majority finds the term leaderless: somebody is to stand, and if
+// that fails it is tried again soon.
+func (n *Node) askSoon() {
+	n.vigil.mu.Lock()
+	defer n.vigil.mu.Unlock()
+	n.vigil.asks = 0
 }
 
 // witnesses lists the voters to ask, and how many voters, with this one, are a
@@ -446,16 +458,16 @@ func (n *Node) votes(id string) error {
 
 // stand has the other voters leave the term to this one, and if a majority does
 // tells Raft to stand for election: once in a term, and only while all that was
-// found still holds.
-func (n *Node) stand(mine finding, why string, others []string, need int) {
+// found still holds. It is false when Raft was not told.
+func (n *Node) stand(mine finding, why string, others []string, need int) bool {
 	if !n.leaveTo(n.id, mine) {
-		return // this one has left it to another
+		return false // this one has left it to another
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, silentBeats*n.beat())
 	defer cancel()
 	req, err := encode(mine)
 	if err != nil {
-		return
+		return false
 	}
 	answers := make(chan bool, len(others))
 	for _, id := range others {
@@ -467,7 +479,7 @@ func (n *Node) stand(mine finding, why string, others []string, need int) {
 	yielded := 1
 	for left := len(others); yielded < need; left-- {
 		if left < need-yielded {
-			return
+			return false
 		}
 		if <-answers {
 			yielded++
@@ -475,7 +487,7 @@ func (n *Node) stand(mine finding, why string, others []string, need int) {
 	}
 	now, _ := n.find()
 	if now.Term != mine.Term || !now.Leaderless || !now.Eligible {
-		return
+		return false
 	}
 	v := &n.vigil
 	v.mu.Lock()
@@ -486,6 +498,7 @@ func (n *Node) stand(mine finding, why string, others []string, need int) {
 	if err := n.parts.Transport.InjectTimeoutNow(ctx); err != nil {
 		n.log.Warn("Raft did not stand for election", "error", err)
 	}
+	return true
 }
 
 // answerYield serves methodYield: whether this voter leaves the term to another one.
@@ -514,6 +527,17 @@ func (n *Node) leaveTo(id string, f finding) bool {
 	}
 	v.promise = promised{term: f.Term, to: id, until: now.Add(silentBeats * n.beat())}
 	return true
+}
+
+// takeBack takes back that this node wanted a term for itself: another one may have a
+// log that has grown longer meanwhile, and needs its word.
+func (n *Node) takeBack(term uint64) {
+	v := &n.vigil
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.promise.term == term && v.promise.to == n.id {
+		v.promise = promised{}
+	}
 }
 
 // Condition is what this node tells those who watch it.

@@ -28,6 +28,10 @@ const (
 	maxUnfit = 512 // bytes of a reason
 )
 
+// longPause is how many beats a process was stopped for if its silence counts from
+// the beginning.
+const longPause = 4
+
 // Watch follows the life of a peer's process until ctx ends, and calls tell with
 // what it knows whenever that changes, once at a time; tell must not block. It
 // returns when there will be no further call.
@@ -88,14 +92,16 @@ func (w *watch) count(ctx context.Context) {
 		}
 		now, before := time.Now(), heard
 		heard = w.peer.received.Load()
-		// A beat that comes very late shows that this process was held up: what the
-		// peer sent meanwhile may still wait to be read.
-		heldUp := now.Sub(last) > 2*w.beat
+		// A beat that comes late shows that this process was held up: what the peer sent
+		// meanwhile may still wait to be read. It does not count; after a long pause
+		// nothing does that was before.
+		took := now.Sub(last)
 		last = now
 		w.update(func(p *command.Pulse) {
-			if heard != before || heldUp {
+			switch {
+			case heard != before, took > longPause*w.beat:
 				p.Missed = 0
-			} else {
+			case took <= 2*w.beat:
 				p.Missed++
 			}
 		})
