@@ -120,6 +120,7 @@ type cluster struct {
 	env   []string
 	extra []string          // further flags of every agent
 	disks map[string]string // where the data of a node lies, if not in dir
+	lab   *lab              // the network its nodes are hosts of; nil for loopback
 	nodes []*node
 
 	mu  sync.Mutex
@@ -179,12 +180,18 @@ func newCluster(t testing.TB, specs []spec, opts ...option) *cluster {
 		}
 	}
 	for _, s := range specs {
-		c.nodes = append(c.nodes, &node{
-			spec: s, http: freePort(t), raft: freePort(t),
+		n := &node{
+			spec:  s,
 			data:  filepath.Join(dir, s.name),
 			log:   filepath.Join(dir, s.name+".log"),
 			fault: filepath.Join(dir, s.name+".sock"),
-		})
+		}
+		if c.lab != nil {
+			n.http, n.raft = c.lab.address(s.name, "8500"), c.lab.address(s.name, "8300")
+		} else {
+			n.http, n.raft = freePort(t), freePort(t)
+		}
+		c.nodes = append(c.nodes, n)
 	}
 	for _, n := range c.nodes {
 		if disk, ok := c.disks[n.name]; ok {
@@ -268,7 +275,11 @@ func (c *cluster) start(n *node) {
 		c.t.Fatal(err)
 	}
 	fmt.Fprintf(log, "--- start: %s\n", strings.Join(n.args, " "))
-	cmd := exec.Command(c.bin, n.args...)
+	program, args := c.bin, n.args
+	if c.lab != nil {
+		program, args = c.lab.command(n.name, program, args) // which becomes the program
+	}
+	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), c.env...)
 	cmd.SysProcAttr = dieWithParent()

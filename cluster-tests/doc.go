@@ -14,6 +14,9 @@
 //	checks_bite_test.go each judge condemns a history with a planted fault
 //	workload_test.go    clients that write, compare-and-set, delete and read through all nodes
 //	faults_test.go      scenes: leader killed, site cut, leader cut, all nodes killed, ...
+//	failover_test.go    how soon a lost leader is replaced, and what replaces none;
+//	                    -long makes the scenes in which nothing happens last for minutes
+//	netns_linux_test.go a network of namespaces: hosts, sites, firewalls, lossy and long lines
 //	learner_test.go     what a copy promises while it is cut off, also across a restart
 //	membership_test.go  voters that die, move and come back empty; spares; removal by itself
 //	mainjob_test.go     the Debian package index through the whole cluster

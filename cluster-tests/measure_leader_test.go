@@ -90,13 +90,7 @@ func leaderGoes(t *testing.T, s system, how string) (gap time.Duration, failed i
 	load.awaitAfter(t, at, 100)
 	acks, failed := load.end()
 	s.give(leader, how)
-	slices.SortFunc(acks, time.Time.Compare)
-	for i, ack := range acks[1:] {
-		if ack.After(at) {
-			gap = max(gap, ack.Sub(acks[i]))
-		}
-	}
-	return gap, failed
+	return longestGap(acks, at), failed
 }
 
 // load writes at some nodes until it is ended.
