@@ -2,6 +2,7 @@ package command
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -52,6 +53,18 @@ func ForkAfter(forks []Fork, epoch uint64) (first Fork, ok bool) {
 		}
 	}
 	return first, ok
+}
+
+// AllForks are those a node knows: of its state, and what it has learned before that
+// had them.
+func AllForks(state, learned []Fork) []Fork {
+	all := slices.Clone(state)
+	for _, f := range learned {
+		if !slices.ContainsFunc(state, func(s Fork) bool { return s.Epoch == f.Epoch }) {
+			all = append(all, f)
+		}
+	}
+	return all
 }
 
 // EpochStart says how an epoch begins in the state of its seed.

@@ -22,3 +22,10 @@ func TestTheFirstForkBehindAnEpochIsFound(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatTheStateSaysOfAForkCounts(t *testing.T) {
+	all := AllForks([]Fork{{Epoch: 2, Site: "east"}}, []Fork{{Epoch: 2, Site: "other"}, {Epoch: 3, Site: "west"}})
+	if len(all) != 2 || all[0].Site != "east" || all[1].Site != "west" {
+		t.Errorf("%+v", all)
+	}
+}

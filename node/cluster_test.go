@@ -194,7 +194,7 @@ func (m *member) tryStart(ctx context.Context) (err error) {
 			}
 			return nil
 		},
-		Forks: func() []command.Fork { return slices.Concat(m.state.Forks(), m.disk.Identity().Forks) },
+		Forks: func() []command.Fork { return command.AllForks(m.state.Forks(), m.disk.Identity().Forks) },
 		Newer: func(forks []command.Fork) {
 			if n := m.n.Load(); n != nil {
 				n.Newer(forks)

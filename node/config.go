@@ -265,11 +265,11 @@ type Identity interface {
 	// Promotion is the order to be the seed of a new home, nil when there is none.
 	Promotion() *command.Promotion
 	SetPromotion(p *command.Promotion) error
-	// Forks are what this node has learned of later epochs than its own.
+	// Forks are what this node has learned of epochs later than its own at that time.
 	Forks() []command.Fork
 	SetForks(forks []command.Fork) error
 	// EnterEpoch records that the node lives in an epoch, and whether as the seed of
-	// its home. Promotion and Forks are empty then.
+	// its home. There is no promotion then.
 	EnterEpoch(epoch uint64, seed bool) error
 }
 

@@ -19,7 +19,7 @@ type origins struct {
 
 func (n *Node) origins() origins {
 	id, epoch := n.parts.Identity.Cluster()
-	return origins{ClusterID: id, Epoch: epoch, Forks: n.parts.State.Forks()}
+	return origins{ClusterID: id, Epoch: epoch, Forks: command.AllForks(n.parts.State.Forks(), n.parts.Identity.Forks())}
 }
 
 // FindFork asks the member at an address where those parted who live in an epoch of a

@@ -276,10 +276,11 @@ func (d *Dir) SetForks(forks []command.Fork) error {
 }
 
 // EnterEpoch records that the node lives in an epoch of its cluster, and as the seed
-// of its home, in one step and durably. Its promotion is done with that.
+// of its home, in one step and durably. Its promotion is done with that. The forks stay,
+// for others to learn of before its state has them.
 func (d *Dir) EnterEpoch(epoch uint64, promoted bool) error {
 	return d.change("epoch", func(id *Identity) {
-		id.Epoch, id.Promotion, id.Promoted, id.Forks = epoch, nil, promoted, nil
+		id.Epoch, id.Promotion, id.Promoted = epoch, nil, promoted
 	})
 }
 

@@ -61,7 +61,7 @@ type Identity struct {
 	// Promoted: the node became a voter as the seed of a new home, whatever role it is
 	// started with, until it has once been started as a voter.
 	Promoted bool `json:"promoted,omitempty"`
-	// Forks are what it has learned of later epochs than its own.
+	// Forks are what it has learned of epochs later than its own at that time.
 	Forks []command.Fork `json:"forks,omitempty"`
 	// Emptied: what the cluster never saw of this directory was set aside, and the rest
 	// of it is being removed.

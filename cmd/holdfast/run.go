@@ -302,7 +302,7 @@ func (a *presence) forks() []command.Fork {
 	if d == nil {
 		return a.identity.Forks
 	}
-	return slices.Concat(d.state.Forks(), d.dir.Identity().Forks)
+	return command.AllForks(d.state.Forks(), d.dir.Identity().Forks)
 }
 
 // newer passes on what a peer knows of later epochs.
