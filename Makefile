@@ -41,7 +41,7 @@ lint: ## gofmt, go vet, staticcheck
 	go vet ./...
 	go run $(STATICCHECK) ./...
 
-bench: ## throughput, latency and failover of a three-voter cluster, as a table
+bench: ## throughput and latency of a three-voter cluster, as a table
 	go test -run '^TestMeasure$$' -count 1 -timeout 30m -v ./cluster-tests -measure
 
 bench-store: ## what the state costs as it grows to 5,000,000 keys: time, memory and disk, as tables

@@ -116,7 +116,7 @@ func TestAgentRefusesBadInput(t *testing.T) {
 		{name: "no site", args: without("--site"), says: []string{"--site", "missing"}},
 		{name: "no data directory", args: without("--data-dir"), says: []string{"--data-dir", "missing"}},
 		{name: "a name that is none", args: spoil("--node", "a b/c"), says: []string{"--node", "a b/c", "letters"}},
-		{name: "a role that does not exist", args: spoil("--role", "boss"), says: []string{"boss", "voter or learner"}},
+		{name: "a role that does not exist", args: spoil("--role", "boss"), says: []string{"boss", "voter, spare or learner"}},
 		{name: "a voter that is not at home", args: spoil("--role", "voter"), says: []string{"voter", "--home"}},
 		{name: "a learner that would form a cluster", args: spoil("--bootstrap-expect", "3"), says: []string{"--bootstrap-expect", "learner"}},
 		{name: "a number that is none", args: spoil("--bootstrap-expect", "many"), says: []string{"--bootstrap-expect", "many", "number"}},

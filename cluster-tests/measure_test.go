@@ -21,12 +21,11 @@ import (
 
 // What is measured, and for how long.
 const (
-	measureRuns     = 5
-	measureTime     = 4 * time.Second
-	measureWarmUp   = 500 * time.Millisecond
-	measureValue    = 256 // bytes
-	measureKeys     = 10_000
-	measureFailover = 10 // kills of the leader
+	measureRuns   = 5
+	measureTime   = 4 * time.Second
+	measureWarmUp = 500 * time.Millisecond
+	measureValue  = 256 // bytes
+	measureKeys   = 10_000
 )
 
 // rawConn is an HTTP/1.1 client reduced to what load needs: it shares the
@@ -191,7 +190,7 @@ func median[T int | float64 | time.Duration](s []T) T {
 	return s[len(s)/2]
 }
 
-// TestMeasure prints throughput, latency and failover of a cluster of three
+// TestMeasure prints throughput and latency of a cluster of three
 // voters, each a process, on this machine: make bench.
 func TestMeasure(t *testing.T) {
 	measured(t, "make bench")
@@ -204,8 +203,6 @@ func TestMeasure(t *testing.T) {
 		measureThroughput(t, logStore, table)
 	}
 	table.Flush()
-	fmt.Fprintln(&out, "\ntime without acknowledged writes after kill -9 of the leader")
-	measureFailovers(t, &out)
 	fmt.Fprint(os.Stdout, "\n", out.String(), "\n")
 }
 
@@ -277,80 +274,6 @@ func measureThroughput(t *testing.T, logStore string, table io.Writer) {
 }
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
-// measureFailovers kills the leader again and again under writes at every
-// voter, and measures the longest gap between acknowledgements around each kill.
-func measureFailovers(t *testing.T, out io.Writer) {
-	c := startCluster(t, voters)
-	var gaps []time.Duration
-	for range measureFailover {
-		leader := c.waitLeader()
-		for _, n := range c.nodes { // full strength: all ready and level
-			c.waitReady(n)
-		}
-		c.waitLevel(30 * time.Second)
-
-		var mu sync.Mutex
-		var acks []time.Time
-		var over atomic.Bool
-		var wg sync.WaitGroup
-		for _, n := range without(c.nodes, leader) {
-			for i := range 2 {
-				wg.Go(func() {
-					for seq := 0; !over.Load(); seq++ {
-						conn, err := dialRaw(n.http)
-						if err != nil {
-							continue
-						}
-						for ; !over.Load(); seq++ {
-							conn.SetDeadline(time.Now().Add(patience))
-							status, err := conn.do(putRequest(fmt.Sprintf("failover/%s/%d", n, i), []byte(time.Now().String())))
-							if err != nil {
-								break
-							}
-							if status == 200 {
-								mu.Lock()
-								acks = append(acks, time.Now())
-								mu.Unlock()
-							}
-							time.Sleep(time.Millisecond)
-						}
-						conn.Close()
-					}
-				})
-			}
-		}
-		count := func() int { mu.Lock(); defer mu.Unlock(); return len(acks) }
-		more := func(n int) {
-			target := count() + n
-			c.wait(30*time.Second, "writes are acknowledged", func() bool { return count() >= target })
-		}
-		more(200)
-		killed := time.Now()
-		c.kill(leader)
-		more(50)
-		over.Store(true)
-		wg.Wait()
-		c.start(leader)
-
-		var gap time.Duration
-		last := killed
-		for _, at := range acks {
-			if at.After(killed) {
-				gap = max(gap, at.Sub(last))
-				last = at
-			}
-		}
-		gaps = append(gaps, gap)
-		t.Logf("failover %d: %v", len(gaps), gap.Round(time.Millisecond))
-	}
-	slices.Sort(gaps)
-	fmt.Fprintf(out, "median %.0f ms, best %.0f ms, worst %.0f ms of %d:", millis(median(gaps)), millis(gaps[0]), millis(gaps[len(gaps)-1]), len(gaps))
-	for _, g := range gaps {
-		fmt.Fprintf(out, " %.0f", millis(g))
-	}
-	fmt.Fprintln(out)
-}
 
 // The load's HTTP client reads answers as Go's own server writes them.
 func TestRawClientReadsAnswers(t *testing.T) {
