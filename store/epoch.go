@@ -16,15 +16,21 @@ import (
 // history go on; revisions leap, so that none is given twice, here and at an old home
 // that was not quite dead.
 
-// epochLeap is by how much revisions leap where an epoch begins.
+// epochLeap is by how much revisions leap where an epoch begins, for each epoch since
+// the one of the state: a home between the two may have been lost with all it gave.
 const epochLeap = 1 << 32
 
 // BeginEpoch begins an epoch in this state, durably on return, and in one step: after
-// a crash the state is the one before, or this one. The voters and spares of the old home
+// a crash the state is the one before, with all that it held, or this one. The voters and spares of the old home
 // leave the members, and Raft's configuration, which then stands two entries behind the last
 // one of the log. An epoch that has begun already is not begun again.
 func (s *State) BeginEpoch(ctx context.Context, e command.EpochStart) error {
 	if s.Head().Cluster.Epoch < e.Fork.Epoch {
+		// The commit marker goes ahead of the file, behind the log's end. What was never
+		// flushed would pass for lost then.
+		if err := s.Flush(ctx); err != nil {
+			return err
+		}
 		if err := s.beginEpoch(e); err != nil {
 			return fmt.Errorf("begin epoch %d: %w", e.Fork.Epoch, err)
 		}
@@ -43,7 +49,7 @@ func (s *State) beginEpoch(e command.EpochStart) error {
 	if b.meta.RaftIndex > f.Index || b.Applied() > f.Index {
 		return fmt.Errorf("the state is at entry %d, behind the last of the log, %d", max(b.meta.RaftIndex, b.Applied()), f.Index)
 	}
-	f.Revision, f.Lineage, f.Begins = b.Revision(), command.Lineage(b.meta.Lineage), b.Revision()+epochLeap
+	f.Revision, f.Lineage, f.Begins = b.Revision(), command.Lineage(b.meta.Lineage), b.Revision()+epochLeap*(f.Epoch-b.Cluster().Epoch)
 	stamp, _ := b.Stamp()
 	b.Entry(f.Index+1, e.Term, stamp, f.At)
 	b.meta.Forks = append(slices.Clone(b.meta.Forks), f)

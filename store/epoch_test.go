@@ -111,6 +111,36 @@ func TestACrashBeforeAnEpochIsDurableLeavesTheOneBefore(t *testing.T) {
 	beginEpoch(t, crashed)
 }
 
+func TestAnEpochBehindOneThatWasLostGivesNoRevisionOfItAgain(t *testing.T) {
+	between, after := promotable(t) // of the first nothing is left but that it was
+	beginEpoch(t, between)
+	lost := putKey(t, between, "a", "given by the home that was lost")
+	applied, term := after.Applied()
+	e := command.EpochStart{Fork: command.Fork{Epoch: 3, Site: "east", Index: applied, Term: term}, Term: term + 1, Voter: "e1"}
+	if err := after.BeginEpoch(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	if begins := after.Forks()[0].Begins; begins <= lost || begins < lost+epochLeap/2 {
+		t.Errorf("epoch 3 begins with revision %d, epoch 2 had come to %d", begins, lost)
+	}
+}
+
+func TestNoEpochBeginsOnAStateThatIsNotDurable(t *testing.T) {
+	s, _ := promotable(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // nothing is flushed
+	applied, term := s.Applied()
+	e := command.EpochStart{Fork: command.Fork{Epoch: 2, Site: "east", Index: applied, Term: term}, Term: term + 1, Voter: "e1"}
+	if err := s.BeginEpoch(ctx, e); !errors.Is(err, context.Canceled) {
+		t.Fatalf("it is %v", err)
+	}
+	crashed := openTestState(t, StateConfig{Dir: copyOfFiles(t, s)})
+	if marker, _ := crashed.Marker(); marker > applied {
+		t.Errorf("entry %d counts as seen, the log ends with %d and the file is empty", marker, applied)
+	}
+	beginEpoch(t, s)
+}
+
 func TestCopiesCarryAnEpochToMembersOfTheOneBefore(t *testing.T) {
 	seed, other := promotable(t)
 	putKey(t, seed, "a", "tail") // which the other has only in its log, or not at all
