@@ -219,7 +219,7 @@ func (n *Node) Newer(forks []command.Fork) {
 		p.err = command.ErrStopping.With("it enters epoch %d, in which %s is home", fork.Epoch, fork.Site)
 	}
 	n.apart.Store(p)
-	if err := n.parts.Identity.SetForks(forks); err != nil {
+	if err := n.parts.Identity.SetForks(command.AllForks(forks, n.parts.Identity.Forks())); err != nil {
 		n.log.Error("it is not noted that another site has become home", "error", err)
 	}
 	n.log.Warn("another site has become home", "site", fork.Site, "epoch", fork.Epoch, "own-epoch", epoch)

@@ -235,6 +235,42 @@ func TestAMemberWithNothingOfItsOwnFollowsTheNewHomeHoweverLate(t *testing.T) {
 	}
 }
 
+// A member that has entered the epoch, and has nothing of it yet, still knows whose it
+// is: it fences the old home, and takes nothing of another one of the same epoch.
+func TestAMemberThatFollowsPassesOnWhatItLearnedBeforeItHasACopy(t *testing.T) {
+	c, east, west := promotable(t)
+	rev := c.leader().mustPut("a", "1")
+	for _, m := range []*member{east, west} {
+		eventually(t, m.name+" holds it", func() bool { return m.state.Revision() >= rev })
+	}
+	west.stop()
+	east.stop()
+	rev = c.leader().mustPut("late", "by the old home")
+	old := c.members["n1"]
+	eventually(t, "n1 holds it", func() bool { return old.state.Revision() >= rev })
+	c.loseHome()
+	east.start()
+	eventually(t, "east takes calls", func() bool { _, err := east.n.Load().PromoteSite(t.Context(), "east", "", false); return err == nil })
+	promote(t, east, "east")
+	east.startAgain()
+	west.start()
+	select {
+	case <-west.n.Load().Fatal():
+	case <-time.After(patience):
+		t.Fatal("west does not follow")
+	}
+	west.stop()
+	fork := east.state.Forks()[0]
+	east.stop() // for good
+	west.startTurning()
+	if id := west.disk.Identity(); id.Epoch != 2 || len(id.Forks) != 1 || !command.SameFork(id.Forks[0], fork) || len(west.state.Forks()) != 0 {
+		t.Fatalf("west's identity is %+v, its state has %v", id, west.state.Forks())
+	}
+	old.start()
+	_, _ = old.tr.CallAddr(t.Context(), west.addr, 9, nil)
+	eventually(t, "n1 is fenced", func() bool { return errors.Is(old.n.Load().Failure(), command.ErrFenced) })
+}
+
 // failing lets a step of a promotion fail, before it has done anything or after.
 type failing struct{ step string }
 
@@ -284,10 +320,15 @@ func TestAPromotionThatIsSealedIsCompletedAfterACrashAtAnyStep(t *testing.T) {
 			east.cfg.Self.Role, east.cfg.Home = command.RoleVoter, true
 			east.wrapState = func(s node.State) node.State { return failingState{s, failing{step}} }
 			east.wrapIdentity = func(i node.Identity) node.Identity { return failingIdentity{i, failing{step}} }
-			if err := east.tryStart(t.Context()); !errors.Is(err, errCrash) {
+			err := east.tryStart(t.Context())
+			east.closeParts()
+			if _, again := err.(*node.Restart); again { // west went further, by an entry without a revision
+				err = east.tryStart(t.Context())
+				east.closeParts()
+			}
+			if !errors.Is(err, errCrash) {
 				t.Fatalf("the start ends with %v", err)
 			}
-			east.closeParts()
 			east.wrapState, east.wrapIdentity = nil, nil
 			east.startTurning()
 			if id := east.disk.Identity(); id.Epoch != 2 || id.Promotion != nil || !id.Promoted {
