@@ -29,7 +29,7 @@ unit-test: ## the packages' own tests
 	go test -timeout 5m $(UNIT)
 
 cluster-test: ## real processes under kills, cuts and pauses
-	go test -timeout 12m ./cluster-tests
+	go test -timeout 14m ./cluster-tests
 
 race: ## all tests under the race detector, the clusters' processes too
 	go test -race -timeout 15m $(UNIT)
