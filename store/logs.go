@@ -17,7 +17,7 @@ import (
 )
 
 // ErrNoSpace says that an entry was not stored because the disk is nearly
-// full. No file was touched, and the next append may succeed.
+// full. No file was touched by that.
 var ErrNoSpace = errors.New("too little free space for the Raft log; free some, or enlarge the disk")
 
 // Logs are Raft's stores in a data directory.
@@ -25,7 +25,8 @@ var ErrNoSpace = errors.New("too little free space for the Raft log; free some, 
 // A failed write to either, or an entry that cannot be read, is final: Failed
 // reports it, and from then on no entry and no vote is stored by this process,
 // because what the disk holds is no longer known. Reads go on. Only ErrNoSpace
-// is not a failure.
+// is not a failure, unless it keeps out what was to follow a deleted end of the log:
+// Raft takes that for being there still.
 type Logs struct {
 	// Log is the log store for Raft. It keeps recent entries in memory and
 	// forwards IsMonotonic.
@@ -119,6 +120,9 @@ type raftLog struct {
 	// reads the rest again for the next.
 	swept recentEntries
 	disk  *Disk
+	// cut: the end of the log was deleted, and nothing has been appended since. Raft
+	// learns where its log ends by the append only.
+	cut atomic.Bool
 	// average holds the float64 bits of the mean entry size. One append runs
 	// at a time.
 	average atomic.Uint64
@@ -205,12 +209,16 @@ func (s *raftLog) StoreLogs(logs []*raft.Log) error {
 	}
 	defer s.disk.timed("append to the Raft log")()
 	if err := s.disk.room(); err != nil {
+		if s.cut.Load() {
+			err = s.latch.fail(fmt.Errorf("append entry %d in the place of others: %w", logs[0].Index, err))
+		}
 		return err
 	}
 	if err := s.db.StoreLogs(logs); err != nil {
 		return s.latch.fail(fmt.Errorf("append entries %d to %d to the %s log: %w",
 			logs[0].Index, logs[len(logs)-1].Index, s.kind, err))
 	}
+	s.cut.Store(false)
 	s.recent.add(logs)
 	s.weigh(logs)
 	return nil
@@ -225,6 +233,9 @@ func (s *raftLog) DeleteRange(first, last uint64) error {
 	defer s.disk.begin("truncate the Raft log", patient)()
 	s.recent.forget(first, last)
 	s.swept.forget(first, last)
+	if end, err := s.db.LastIndex(); err != nil || last >= end {
+		s.cut.Store(true)
+	}
 	if err := s.db.DeleteRange(first, last); err != nil {
 		return s.latch.fail(fmt.Errorf("delete entries %d to %d from the %s log: %w", first, last, s.kind, err))
 	}

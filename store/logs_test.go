@@ -875,3 +875,32 @@ func fillSegment(t *testing.T, dir string) uint64 {
 		}
 	}
 }
+
+// Raft goes on as if a deleted end of the log were there until it has appended what
+// takes its place: it would look for these entries, and end the process.
+func TestAnEndOfTheLogThatCannotBeReplacedIsFinal(t *testing.T) {
+	l, _, _ := injected(t)
+	appendEntries(t, l.Log, 1, 9, 10)
+	limits := DefaultDiskLimits
+	free := limits.floor() - 1
+	l.log.disk.space = func(string) (uint64, error) { return free, nil }
+	if err := l.Log.DeleteRange(1, 3); err != nil { // the front, behind a snapshot
+		t.Fatal(err)
+	}
+	if err := l.Log.StoreLog(testEntry(10, 1, 10)); !errors.Is(err, ErrNoSpace) || l.Err() != nil {
+		t.Fatalf("behind the end: %v, final: %v", err, l.Err())
+	}
+	if err := l.Log.DeleteRange(8, 9); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Log.StoreLog(testEntry(8, 2, 10)); !errors.Is(err, ErrNoSpace) || l.Err() == nil {
+		t.Fatalf("in the place of others: %v, final: %v", err, l.Err())
+	}
+	free = 1 << 40
+	if err := l.Log.StoreLog(testEntry(8, 2, 10)); err == nil {
+		t.Error("an entry is taken again")
+	}
+	if err := <-l.log.disk.Failed(); !errors.Is(err, command.ErrDiskFull) {
+		t.Errorf("the node hears of %v", err)
+	}
+}
