@@ -88,8 +88,8 @@ type Promotion struct {
 	// Index and Term are of the last entry of that log.
 	Index uint64 `json:"index"`
 	Term  uint64 `json:"term"`
-	// Sealed: the seed has all of it. From here on the promotion is completed,
-	// whatever happens; before, the node may still be what it was.
+	// Sealed: the seed has all of it. From here on the promotion is completed, unless
+	// another home was begun meanwhile; before, the node may still be what it was.
 	Sealed bool `json:"sealed,omitempty"`
 	// Committed is as of Fork.
 	Committed uint64 `json:"committed,omitempty"`

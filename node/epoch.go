@@ -56,11 +56,19 @@ func (n *Node) seal(p command.Promotion) error {
 	return n.parts.Identity.SetPromotion(&p)
 }
 
-// becomeHome begins the epoch here. After a crash at any point it does the rest.
+// becomeHome begins the epoch here. After a crash at any point it does the rest. A seed
+// that was away when it was to begin, and meets a home that began meanwhile, gives up.
 func (n *Node) becomeHome(ctx context.Context, p command.Promotion) error {
-	if cluster, _, err := n.table(); err != nil {
+	if cluster, members, err := n.table(); err != nil {
 		return err
 	} else if cluster.Epoch < p.Epoch {
+		if n.overtaken(ctx, members) {
+			n.log.Error("the promotion is given up: another site has become home meanwhile", "epoch", p.Epoch)
+			if err := n.parts.Identity.SetPromotion(nil); err != nil {
+				return err
+			}
+			return &Restart{"another site has become home meanwhile"}
+		}
 		if err := n.beginEpoch(ctx, p); err != nil {
 			return fmt.Errorf("begin epoch %d: %w", p.Epoch, err)
 		}
@@ -83,6 +91,30 @@ func (n *Node) becomeHome(ctx context.Context, p command.Promotion) error {
 	}
 	n.log.Warn("this node is the seed of a new home", "site", n.cfg.Self.Site, "epoch", p.Epoch, "revision", n.parts.State.Revision())
 	return nil
+}
+
+// overtaken reports whether a member that can be reached lives in a later epoch.
+func (n *Node) overtaken(ctx context.Context, members []command.Member) bool {
+	ctx, cancel := context.WithTimeout(ctx, reachLimit)
+	defer cancel()
+	later := make(chan bool, len(members))
+	for _, m := range members {
+		go func() {
+			if m.ID == n.id {
+				later <- false
+				return
+			}
+			_, err := n.parts.Transport.CallAddr(ctx, m.RaftAddr, methodPing, nil)
+			var refusal interface{ OfPeer() bool }
+			later <- errors.Is(err, command.ErrStaleEpoch) && errors.As(err, &refusal) && !refusal.OfPeer()
+		}()
+	}
+	for range members {
+		if <-later {
+			return true
+		}
+	}
+	return false
 }
 
 // stableTerm is Raft's own name for the current term.
@@ -297,6 +329,9 @@ func (n *Node) catchUpWith(ctx context.Context, p command.Promotion) error {
 		err := n.takeTail(ctx, p)
 		if err == nil {
 			break
+		}
+		if errors.Is(err, command.ErrStaleEpoch) {
+			return err // the source follows another home
 		}
 		n.log.Warn("what goes furthest is not here yet", "from", p.Source, "error", err)
 		select {

@@ -31,7 +31,9 @@ func (m *member) startAgain() {
 // startTurning starts a member, and again when its start asks for it.
 func (m *member) startTurning() {
 	m.t.Helper()
+	role, home := m.cfg.Self.Role, m.cfg.Home
 	for {
+		m.cfg.Self.Role, m.cfg.Home = role, home
 		if id := m.disk.Identity(); id.Promoted || id.Promotion != nil && id.Promotion.Sealed {
 			m.cfg.Self.Role, m.cfg.Home = command.RoleVoter, true
 		}
@@ -269,6 +271,43 @@ func TestAMemberThatFollowsPassesOnWhatItLearnedBeforeItHasACopy(t *testing.T) {
 	old.start()
 	_, _ = old.tr.CallAddr(t.Context(), west.addr, 9, nil)
 	eventually(t, "n1 is fenced", func() bool { return errors.Is(old.n.Load().Failure(), command.ErrFenced) })
+}
+
+// ordered is a member that was told to be the seed of its site and stopped, and another
+// one that is told to be so afterwards. The log of the first goes no further.
+func ordered(t *testing.T) (late, first *member) {
+	c, east, west := promotable(t)
+	rev := c.leader().mustPut("a", "1")
+	for _, m := range []*member{east, west} {
+		eventually(t, m.name+" holds it", func() bool { return m.state.Revision() >= rev })
+	}
+	c.loseHome()
+	late, first = east, west
+	last := func(m *member) uint64 { _, last, _ := m.logs.Bounds(); return last }
+	if last(late) > last(first) {
+		late, first = west, east
+	}
+	index, term := late.state.Applied()
+	if err := late.disk.SetPromotion(&command.Promotion{Epoch: 2, Index: index, Term: term, Sealed: true, Committed: rev}); err != nil {
+		t.Fatal(err)
+	}
+	late.stop()
+	return late, first
+}
+
+// Who was ordered to be the seed, was down, and was given up for another one must not
+// begin a second home when it comes back.
+func TestASeedThatComesBackAfterAnotherHomeBeganFollowsThat(t *testing.T) {
+	late, first := ordered(t)
+	promote(t, first, first.cfg.Self.Site)
+	first.startAgain()
+	first.mustPut("a", "of the new home")
+	late.startTurning()
+	if id := late.disk.Identity(); id.Promotion != nil || id.Promoted || late.cfg.Self.Role != command.RoleLearner {
+		t.Fatalf("it is a %s, %+v", late.cfg.Self.Role, id)
+	}
+	late.startAgain()
+	eventually(t, "it is level", func() bool { return late.level(first) })
 }
 
 // failing lets a step of a promotion fail, before it has done anything or after.

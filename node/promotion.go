@@ -87,6 +87,9 @@ func (n *Node) planPromotion(ctx context.Context, site string, force bool) (comm
 		return plan, order, command.ErrNoTarget.With("there is no site %q; there are %s", site, strings.Join(siteNames(members), ", "))
 	}
 	plan.Members = n.standings(ctx, members)
+	if err := n.parted(); err != nil {
+		return plan, order, err // one of them has told of a new home
+	}
 	if err := judgeHome(&plan, force); err != nil {
 		return plan, order, err
 	}
