@@ -29,8 +29,10 @@ type DiskLimits struct {
 	Reserve uint64
 }
 
-// DefaultDiskLimits hold where nothing else is said.
-var DefaultDiskLimits = DiskLimits{Stall: time.Second, Slow: 250 * time.Millisecond, Reserve: LogReserve}
+// DefaultDiskLimits hold where nothing else is said. A disk that is busy, or shared with
+// others that are, may take a second for a sync when the file system commits; a leader
+// whose disk hangs is to be replaced within two.
+var DefaultDiskLimits = DiskLimits{Stall: 1500 * time.Millisecond, Slow: 250 * time.Millisecond, Reserve: LogReserve}
 
 // LogReserve is the default of DiskLimits.Reserve: it has room for a segment of
 // the Raft log, the next flush of the state, votes and deletes.

@@ -112,7 +112,7 @@ func TestBadAgentFlagsAreRefused(t *testing.T) {
 		base + "--disk-stall-limit=1ms":                   {"--disk-stall-limit 1ms", "100ms"},
 		base + "--slow-disk-limit=0":                      {"--slow-disk-limit 0s", "1ms"},
 		base + "--disk-reserve=1MiB":                      {"--disk-reserve 1MiB", "8MiB to 1024GiB"},
-		base + "--standby-after=10ms":                     {"--standby-after 10ms", "1s"},
+		base + "--standby-after=10ms":                     {"--standby-after 10ms", "1.5s"},
 		base + "--join=n2:8300 --standby-data-dir=d":      {"--standby-data-dir and --data-dir are both", "another disk"},
 		base + "--standby-data-dir=e":                     {"could not enter the cluster again", "--join"},
 		base + "--config=/nowhere/x.yaml":                 {"/nowhere/x.yaml", "no such file"},
