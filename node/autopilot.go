@@ -34,6 +34,8 @@ type pilot struct {
 	end   context.CancelFunc
 	// removing is set while a dead member is being removed.
 	removing atomic.Bool
+	// was is each member's health at the look before, kept by NotifyState.
+	was map[raft.ServerID]bool
 }
 
 func (n *Node) beginPilot(term uint64) {
@@ -181,9 +183,20 @@ func (p *pilot) FetchServerStats(_ context.Context, servers map[raft.ServerID]*a
 	return stats
 }
 
-// NotifyState implements autopilot.ApplicationIntegration: whoever wants the state asks
-// for it.
-func (p *pilot) NotifyState(*autopilot.State) {}
+// NotifyState implements autopilot.ApplicationIntegration. It sets since when each member
+// is healthy or not: the library compares a member's health with itself, so it keeps the
+// moment at which it first saw the member. The library calls it before anyone can read
+// the state, never twice at once, and carries the moment on into the next state.
+func (p *pilot) NotifyState(s *autopilot.State) {
+	is := make(map[raft.ServerID]bool, len(s.Servers))
+	for id, srv := range s.Servers {
+		is[id] = srv.Health.Healthy
+		if was, known := p.was[id]; known && was != is[id] {
+			srv.Health.StableSince = time.Now()
+		}
+	}
+	p.was = is
+}
 
 // RemoveFailedServer implements autopilot.ApplicationIntegration. One at a time: what it
 // comes to counts for the next.

@@ -62,6 +62,12 @@ func TestSinceWhenAMemberIsUnhealthyIsKnownThoughNobodyAsked(t *testing.T) {
 	c := newCluster(t, nil)
 	leader, gone := c.leader(), c.followers()[0]
 	eventually(t, "both followers have reported", func() bool { return leader.shows(c.followers()[0], "voter") && leader.shows(c.followers()[1], "voter") })
+	var at time.Time
+	eventually(t, "all are healthy", func() bool {
+		at = time.Now()
+		h, err := leader.n.Load().Health(t.Context())
+		return err == nil && h.Healthy
+	})
 	gone.stop()
 	eventually(t, "the leader has not heard of it for 3 s", func() bool { return leader.shows(gone, "unreachable") })
 	h, err := leader.n.Load().Health(t.Context())
@@ -71,6 +77,9 @@ func TestSinceWhenAMemberIsUnhealthyIsKnownThoughNobodyAsked(t *testing.T) {
 	for _, m := range h.Members {
 		if since := time.Since(m.StableSince); m.Healthy == (m.ID == gone.id.ID) || since < time.Second {
 			t.Errorf("%s: healthy %v for %v", m.Name, m.Healthy, since)
+		}
+		if m.ID == gone.id.ID && m.StableSince.Before(at) {
+			t.Errorf("%s is unhealthy since %v, and was healthy at %v", m.Name, m.StableSince, at)
 		}
 	}
 }
