@@ -86,7 +86,8 @@ type ReplicaStatus struct {
 	// Mode is "voter", "learner" or "leader".
 	Mode string
 	// Status is "level", "catching-up", "cut-off", "starting", "paused",
-	// "diverged", "damaged", "stalled" (its disk hangs) or "failed".
+	// "diverged", "damaged", "stalled" (its disk hangs), "fenced" (another site
+	// has become home) or "failed".
 	Status string
 	// FailedRequests counts consecutive failed freshness probes.
 	FailedRequests uint64

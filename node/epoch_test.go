@@ -209,6 +209,12 @@ func TestAnOldHomeIsFencedByOneContactAndItsWritesAreRefused(t *testing.T) {
 		if s := m.n.Load().Status(); s.Ready || !strings.Contains(s.NotReadyBecause, "another site has become home") {
 			t.Errorf("%s says %+v", name, s)
 		}
+		if s := m.replica.ReplicaStatus(); s.Status != "fenced" || s.Running {
+			t.Errorf("the copy of %s says %+v", name, s)
+		}
+		if s := m.showsItself(); s.State != "fenced" {
+			t.Errorf("%s shows itself as %+v", name, s)
+		}
 	}
 	// And it stays so.
 	n1.stop()

@@ -27,6 +27,23 @@ func (c *cluster) sees(learner *member, what string, ok func(command.Replica) bo
 	return r
 }
 
+// showsItself is a member's own line in what it shows of the sites.
+func (m *member) showsItself() (self command.Server) {
+	m.t.Helper()
+	sites, _, err := m.n.Load().Sites(m.t.Context())
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for _, site := range sites {
+		for _, s := range site.Servers {
+			if s.ID == m.id.ID {
+				self = s
+			}
+		}
+	}
+	return self
+}
+
 func TestAPausedLearnerServesWhatItHasAndDisturbsNobody(t *testing.T) {
 	c := newCluster(t, nil)
 	e := c.add("e1", "east", command.RoleLearner)
@@ -46,6 +63,9 @@ func TestAPausedLearnerServesWhatItHasAndDisturbsNobody(t *testing.T) {
 	}
 	if err := e.replica.Pause(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if s := e.showsItself(); s.State != "paused" {
+		t.Errorf("it calls itself %+v", s)
 	}
 	row := c.sees(e, "the leader sees that e1 is paused", func(r command.Replica) bool { return r.Status == "paused" })
 	if row.RemoteAddress == "" || row.LastSeenTimestamp == "" || row.TransferredBytes == 0 || row.TransferredEntries == 0 || row.LastRequest == "" {

@@ -120,12 +120,12 @@ type sitesAnswer struct {
 
 // Sites is the topology, with the members table's revision. Any node answers;
 // what only the leader knows (lag, contact) comes from it when it can be
-// reached within a second, and is left unknown when not.
+// reached within a second, and is left unknown when not. A paused copy does not ask.
 func (n *Node) Sites(ctx context.Context) ([]command.Site, uint64, error) {
 	if n.raft.State() == raft.Leader {
 		return n.leaderSites()
 	}
-	if leader := n.leaderID(); leader != "" {
+	if leader := n.leaderID(); leader != "" && !n.Paused() {
 		short, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		if b, err := n.parts.Transport.Call(short, leader, methodSites, nil); err == nil {
@@ -214,15 +214,20 @@ func (n *Node) sites(others func(command.Member, *command.Server)) ([]command.Si
 		if m.ID == n.id {
 			s.Priority = n.cfg.LeaderPriority
 			lineage := view.Lineage()
-			if s.Disk = n.Disk().State; s.Disk.Down() {
-				s.State = string(s.Disk)
-			}
+			s.Disk = n.Disk().State
 			s.Applied, s.Lineage, s.LastContact, s.Lag.ETA = view.Revision(), hex.EncodeToString(lineage[:]), "0s", 0
 			if since, ok := n.LastContact(); ok && !s.Leader {
 				s.LastContact = since.Round(time.Millisecond).String()
 			}
-			if errors.Is(n.parted(), command.ErrFenced) {
+			switch {
+			case errors.Is(n.parted(), command.ErrFenced):
 				s.State = "fenced"
+			case n.Failure() != nil:
+				s.State = "failed"
+			case s.Disk.Down():
+				s.State = string(s.Disk)
+			case n.Paused():
+				s.State = "paused"
 			}
 		} else {
 			others(m, &s)

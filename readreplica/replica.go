@@ -430,8 +430,11 @@ func (r *Replica) ReplicaStatus() command.ReplicaStatus {
 	if t := r.state.LastCertified(); !t.IsZero() {
 		s.FreshAsOf = t.UTC().Format(time.RFC3339Nano)
 	}
+	failure := r.Failure()
 	switch {
-	case r.Failure() != nil:
+	case errors.Is(failure, command.ErrFenced):
+		s.Status = "fenced"
+	case failure != nil:
 		s.Status = "failed"
 	case s.Disk == command.DiskStalled:
 		s.Status = "stalled"

@@ -350,6 +350,7 @@ func TestTheWatcherTellsWhatIsNews(t *testing.T) {
 		"an ordinary start":   {append(many(contactPatience-1, cut), back, level), nil},
 		"ordinary catch-up":   {[]look{level, back, level}, nil},
 		"a voter in election": {[]look{follows("n2"), {"n2", see("voter", "cut-off")}, follows("n2")}, nil},
+		"fenced":              {[]look{follows("n2"), {"n2", see("voter", "fenced")}, {"n2", see("voter", "fenced")}}, []string{"n2 is fenced: another site has become home, and it no longer votes or leads"}},
 		"failed":              {[]look{follows("n2"), {"n2", see("voter", "failed")}, {"n2", see("voter", "failed")}}, []string{"n2 has failed and no longer votes or leads; its log says why"}},
 	} {
 		t.Run(name, func(t *testing.T) {

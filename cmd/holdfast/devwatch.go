@@ -83,6 +83,9 @@ func (w *watcher) see(node string, s sight, now time.Time) {
 	if is == "failed" && before.status.Status != "failed" {
 		w.announce("%s has failed and no longer votes or leads; its log says why", node)
 	}
+	if is == "fenced" && before.status.Status != "fenced" {
+		w.announce("%s is fenced: another site has become home, and it no longer votes or leads", node)
+	}
 	if s.status.Mode == "learner" {
 		w.seeCopy(node, n, is, before.status.LastCatchUp)
 	}

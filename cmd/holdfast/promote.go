@@ -87,7 +87,7 @@ func promoted(p *command.PromotionPlan, done bool) string {
 
 // printPlan shows a plan to whoever is to confirm it.
 func printPlan(w io.Writer, p *command.PromotionPlan) error {
-	rows := [][]string{{"SITE", "NODE", "ANSWERS", "LAST ENTRY", "REVISION", "KNOWN FRESH AT", "CUT OFF FOR", ""}}
+	rows := [][]string{{"SITE", "NODE", "ANSWERS", "LAST ENTRY", "REVISION", "KNOWN FRESH AT", "CUT OFF FOR", "NOTE"}}
 	for _, s := range p.Members {
 		row := []string{s.Site, s.Name, "no", "", "", "", "", ""}
 		if s.Reachable {
