@@ -474,7 +474,7 @@ func addressProblem(flag, address string, err error) error {
 
 // newLogger returns the node's logger, or that of the Raft library, which says
 // for every heartbeat, and as an error, what the transport says once: that a peer is
-// away or paused.
+// away or paused. What else it says again and again is shown a few times.
 func newLogger(cfg agentConfig, part string) hclog.Logger {
 	o := &hclog.LoggerOptions{Name: cfg.Node, Level: cfg.LogLevel, JSONFormat: cfg.LogJSON, Output: os.Stderr}
 	if part != "" {
@@ -482,6 +482,7 @@ func newLogger(cfg agentConfig, part string) hclog.Logger {
 		o.Exclude = hclog.ExcludeFuncs{
 			hclog.ExcludeByPrefix("failed to heartbeat to").Exclude,
 			hclog.ExcludeByPrefix("failed to pipeline appendEntries").Exclude,
+			new(repeats).exclude,
 		}.Exclude
 	}
 	return hclog.New(o)
