@@ -63,7 +63,7 @@ func TestAgentDefaults(t *testing.T) {
 		Join: []string{"n1:8300"}, Datacenter: "dc1", LogStore: "wal", RaftMultiplier: 1, LeaderHoldOff: 30 * time.Second, MaxValue: command.DefaultMaxValue,
 		History: command.Retention{Age: time.Hour, Changes: 1_000_000, Bytes: 1 << 30}, LogRetention: 512 << 20, LogOutage: 24 * time.Hour, ScrubPeriod: 24 * time.Hour,
 		SessionTTLMin: 10 * time.Second, OnceRetention: 15 * time.Minute, OnceBytes: 64 << 20,
-		Disk: store.DiskLimits{Stall: time.Second, Slow: 250 * time.Millisecond, Reserve: 128 << 20}, StandbyAfter: 30 * time.Second,
+		Disk: store.DiskLimits{Stall: 1500 * time.Millisecond, Slow: 250 * time.Millisecond, Reserve: 128 << 20}, StandbyAfter: 30 * time.Second,
 		LogLevel: hclog.Info, Version: version,
 	}
 	if !reflect.DeepEqual(got, want) {
