@@ -24,14 +24,16 @@
 // them what they lack; join.go makes it a member; leadership.go leads; transfer.go
 // hands over, and preferred.go does so to the voter that is to lead rather;
 // autopilot.go watches over the members while it leads, promoter.go decides who
-// of them votes, and votes.go gives and takes votes; vigil.go finds that nobody
-// leads, and reign.go ends what waits for a former leader; sessions.go lets sessions expire; compaction.go decides how much history is
-// kept; divergence.go compares contents and heal.go replaces bad ones; peers.go
-// remembers what others were seen to hold; status.go, reports.go and replicas.go say
-// how it and the others do; pause.go stops and resumes a learner; retention.go sizes
-// the log; promotion.go plans another home, epoch.go enters its epoch, and rejoin.go
-// answers who was left behind; operator.go does what operators ask for; disk.go is
-// about disks that hang, fail, are slow or full.
+// of them votes, votes.go gives and takes votes, and removal.go takes members out;
+// vigil.go finds that nobody leads, and reign.go ends what waits for a former
+// leader; fitness.go and disk.go are about who must not lead, and disks that hang,
+// fail, are slow or full; sessions.go lets sessions expire; compaction.go decides
+// how much history is kept; restore.go puts an archive in the place of everything;
+// divergence.go compares contents and heal.go replaces bad ones; peers.go
+// remembers what others were seen to hold; health.go, status.go, reports.go and
+// replicas.go say how it and the others do; pause.go stops and resumes a learner;
+// retention.go sizes the log; promotion.go plans another home, epoch.go enters its
+// epoch, and rejoin.go answers who was left behind.
 //
 // # Goroutines
 //
