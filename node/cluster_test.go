@@ -54,6 +54,7 @@ type member struct {
 	wrapState     func(node.State) node.State
 	wrapTransport func(node.Transport) node.Transport
 	wrapLog       func(raft.LogStore) raft.LogStore
+	wrapLogs      func(node.Logs) node.Logs
 	watched       node.Disk
 	wrapIdentity  func(node.Identity) node.Identity
 	probe         time.Duration
@@ -246,10 +247,14 @@ func (m *member) tryStart(ctx context.Context) (err error) {
 	if m.wrapIdentity != nil {
 		identity = m.wrapIdentity(identity)
 	}
+	logs := node.Logs(m.logs)
+	if m.wrapLogs != nil {
+		logs = m.wrapLogs(logs)
+	}
 	cfg.Incarnation = fmt.Sprintf("%p", m.logs)
 	n, err := node.New(ctx, cfg, node.Parts{
 		State: state, FSM: machine, Log: entries, Disk: m.watched, Stable: m.logs.Stable,
-		Snapshots: m.state.Snapshots(), Logs: m.logs, Identity: identity, Transport: wire, Failed: failed,
+		Snapshots: m.state.Snapshots(), Logs: logs, Identity: identity, Transport: wire, Failed: failed,
 	})
 	if err != nil {
 		return err

@@ -248,3 +248,62 @@ func TestProbationGrowsWithEachTimeADiskHangs(t *testing.T) {
 		}
 	}
 }
+
+// hangingPeers waits for a fakeDisk with what it records of peers.
+type hangingPeers struct {
+	node.Logs
+	disk *fakeDisk
+}
+
+func (l hangingPeers) SetPeer(id string, seen command.PeerSeen) error {
+	l.disk.mu.Lock()
+	gate := l.disk.gate
+	l.disk.mu.Unlock()
+	if gate != nil {
+		<-gate
+	}
+	return l.Logs.SetPeer(id, seen)
+}
+
+func TestADiskThatHangsKeepsNoPeerWaitingThatConnects(t *testing.T) {
+	c := newCluster(t, nil)
+	m := c.followers()[0]
+	m.stop()
+	disk := &fakeDisk{}
+	disk.is(command.Disk{State: command.DiskOK})
+	m.watched = disk
+	m.wrapLogs = func(l node.Logs) node.Logs { return hangingPeers{l, disk} }
+	m.start()
+	known := command.Hello{ID: "known", Name: "known", Starts: 1, Incarnation: "1"}
+	if err := m.n.Load().Check(known); err != nil {
+		t.Fatal(err)
+	}
+	disk.hang()
+	disk.is(command.Disk{State: command.DiskOK}) // it is not found out yet
+	check := func(id, run string) <-chan error {
+		done := make(chan error, 1)
+		go func() { done <- m.n.Load().Check(command.Hello{ID: id, Name: id, Starts: 1, Incarnation: run}) }()
+		return done
+	}
+	first := check("new", "1")
+	returns := func(what string, done <-chan error) (err error) {
+		t.Helper()
+		select {
+		case err = <-done:
+		case <-time.After(patience):
+			t.Error(what + " is kept waiting")
+		}
+		return err
+	}
+	if err := returns("who was met before", check("known", "1")); err != nil {
+		t.Error(err)
+	}
+	disk.is(command.Disk{State: command.DiskStalled})
+	if err := returns("who comes while the disk is known to hang", check("newer", "1")); err == nil {
+		t.Error("a peer that could not be judged is let in")
+	}
+	disk.answer()
+	if err := returns("who came first", first); err != nil {
+		t.Error(err)
+	}
+}

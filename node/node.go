@@ -72,8 +72,8 @@ type Node struct {
 		init *command.Init // set once all have promised
 	}
 
-	// seen serialises what is remembered of peers.
-	seen struct {
+	remembering sync.Mutex // held while what was seen of peers is looked at and recorded
+	seen        struct {
 		sync.Mutex
 		incarnation map[string]string // by id: the run judged last
 	}

@@ -16,8 +16,8 @@ func (n *Node) rememberPeers() {
 		seen[id] = r.Applied
 	}
 	n.reports.mu.Unlock()
-	n.seen.Lock()
-	defer n.seen.Unlock()
+	n.remembering.Lock()
+	defer n.remembering.Unlock()
 	known := n.parts.Logs.Peers()
 	for id, applied := range seen {
 		p := known[id]
@@ -41,9 +41,17 @@ func (n *Node) Check(peer command.Hello) error {
 	if peer.Starts == 0 {
 		return nil // it only asks, and has not opened its data directory yet
 	}
-	n.seen.Lock()
-	defer n.seen.Unlock()
-	if n.seen.incarnation[peer.ID] == peer.Incarnation {
+	if n.judgedBefore(peer) {
+		return nil
+	}
+	// Else each try to connect would leave a goroutine and a connection behind, for as
+	// long as the disk hangs.
+	if d := n.Disk(); d.State.Down() {
+		return fmt.Errorf("%s cannot be judged: the disk of %s is %s", peer.Name, n.cfg.Self.Name, d.State)
+	}
+	n.remembering.Lock()
+	defer n.remembering.Unlock()
+	if n.judgedBefore(peer) {
 		return nil
 	}
 	seen := n.parts.Logs.Peers()[peer.ID]
@@ -54,8 +62,18 @@ func (n *Node) Check(peer command.Hello) error {
 	if err := n.parts.Logs.SetPeer(peer.ID, command.PeerSeen{Starts: peer.Starts, LastIndex: max(peer.Applied, seen.LastIndex)}); err != nil {
 		return fmt.Errorf("remember %s: %w", peer.Name, err)
 	}
+	n.seen.Lock()
+	defer n.seen.Unlock()
 	n.seen.incarnation[peer.ID] = peer.Incarnation
 	return nil
+}
+
+// judgedBefore reports whether this run of a peer has been judged. It does not wait for
+// the disk: whoever connects again must not be kept out while that hangs.
+func (n *Node) judgedBefore(peer command.Hello) bool {
+	n.seen.Lock()
+	defer n.seen.Unlock()
+	return n.seen.incarnation[peer.ID] == peer.Incarnation
 }
 
 // Refused is told why a peer would not talk to this node. A peer that knows more
