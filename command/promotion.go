@@ -67,6 +67,24 @@ func AllForks(state, learned []Fork) []Fork {
 	return all
 }
 
+// Parting is where a node that lives in an epoch, and knows the forks own, parted from
+// the home that knows theirs: before an epoch that began for each of them apart, or else
+// behind its own. ok is false when they did not part.
+func Parting(own, theirs []Fork, epoch uint64) (at Fork, ok bool) {
+	for _, t := range theirs {
+		for _, o := range own {
+			if o.Epoch == t.Epoch && !SameFork(o, t) && (!ok || t.Epoch < at.Epoch) {
+				at, ok = t, true
+				at.Revision, at.Committed = min(t.Revision, o.Revision), min(t.Committed, o.Revision)
+			}
+		}
+	}
+	if ok {
+		return at, true
+	}
+	return ForkAfter(theirs, epoch)
+}
+
 // EpochStart says how an epoch begins in the state of its seed.
 type EpochStart struct {
 	// Fork has the epoch's number, its home site, the last entry of the log, which the

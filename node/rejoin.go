@@ -22,27 +22,22 @@ func (n *Node) origins() origins {
 	return origins{ClusterID: id, Epoch: epoch, Forks: command.AllForks(n.parts.State.Forks(), n.parts.Identity.Forks())}
 }
 
-// FindFork asks the member at an address where those parted who live in an epoch of a
-// cluster and those who live in the present one. The transport must introduce itself
-// as one that is in no cluster yet. Errors: command.ErrWrongCluster; command.ErrNoTarget,
-// they never parted.
-func FindFork(ctx context.Context, t Transport, addr, clusterID string, epoch uint64) (command.Fork, error) {
+// FindForks asks the member at an address where the epochs of a cluster began, and in
+// which one it lives. The transport must introduce itself as one that is in no cluster
+// yet. Errors: command.ErrWrongCluster.
+func FindForks(ctx context.Context, t Transport, addr, clusterID string) (forks []command.Fork, epoch uint64, err error) {
 	b, err := t.CallAddr(ctx, addr, methodOrigins, nil)
 	if err != nil {
-		return command.Fork{}, err
+		return nil, 0, err
 	}
 	var o origins
 	if err := json.Unmarshal(b, &o); err != nil {
-		return command.Fork{}, fmt.Errorf("decode answer of %s: %w", addr, err)
+		return nil, 0, fmt.Errorf("decode answer of %s: %w", addr, err)
 	}
 	if o.ClusterID != clusterID {
-		return command.Fork{}, command.ErrWrongCluster.With("%s is in cluster %s, the data directory in %s", addr, o.ClusterID, clusterID)
+		return nil, 0, command.ErrWrongCluster.With("%s is in cluster %s, the data directory in %s", addr, o.ClusterID, clusterID)
 	}
-	fork, ok := command.ForkAfter(o.Forks, epoch)
-	if !ok {
-		return fork, command.ErrNoTarget.With("%s lives in epoch %d, as the data directory does: no other site has become home", addr, o.Epoch)
-	}
-	return fork, nil
+	return o.Forks, o.Epoch, nil
 }
 
 // LastCommon is the last revision at which a state that ends at own, with the lineages

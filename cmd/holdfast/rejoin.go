@@ -121,16 +121,16 @@ func rejoin(ctx context.Context, path, join, out string) (r rejoinReport, err er
 		return r, err
 	}
 	defer tr.Close()
-	fork, err := node.FindFork(ctx, tr, join, id.ClusterID, id.Epoch)
-	switch {
-	case errors.Is(err, command.ErrNoTarget):
-		return r, refuse("start the node as it was; or give --join a node of the new home", "nothing was changed: %w", err)
-	case err != nil:
+	theirs, epoch, err := node.FindForks(ctx, tr, join, id.ClusterID)
+	if err != nil {
 		return r, refuse("give --join a node of the new home that runs", "%s does not tell where the new home began: %w", join, err)
 	}
-	r = rejoinReport{Node: id.Name, Home: fork.Site, Epoch: fork.Epoch}
-	if out, err = asideFile(path, out, fork); err != nil {
-		return r, err
+	never := func() error {
+		return refuse("start the node as it was; or give --join a node of the new home",
+			"nothing was changed: %s lives in epoch %d, as the data directory does: no other site has become home", join, epoch)
+	}
+	if len(theirs) == 0 {
+		return r, never()
 	}
 	dir, err := store.OpenDir(path, id, nil)
 	if err != nil {
@@ -138,7 +138,14 @@ func rejoin(ctx context.Context, path, join, out string) (r rejoinReport, err er
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
 	err = withWholeState(dir, id, func(state *store.State) error {
-		r.Revision = state.Revision()
+		fork, parted := command.Parting(command.AllForks(state.Forks(), id.Forks), theirs, id.Epoch)
+		if !parted {
+			return never()
+		}
+		if out, err = asideFile(path, out, fork); err != nil {
+			return err
+		}
+		r = rejoinReport{Node: id.Name, Home: fork.Site, Epoch: fork.Epoch, Revision: state.Revision()}
 		if r.Common, err = node.LastCommon(ctx, tr, join, fork, r.Revision, state.LineageAt); err != nil {
 			return fmt.Errorf("ask %s: %w", join, err)
 		}
