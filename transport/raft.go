@@ -136,10 +136,16 @@ func (p *peer) answered(args *raft.AppendEntriesRequest, resp *raft.AppendEntrie
 	}
 }
 
+// appendPause is how long a peer is left alone that could not append: its disk is full.
+// Raft's own pause would grow to ten seconds, also after there is space again.
+const appendPause = 250 * time.Millisecond
+
 // skip goes on, after a request that was refused for want of the entry before it,
 // behind the last entry the peer has, if this node's log has the same. Raft by itself only
 // tries lower indices, but a peer whose state came as a copy has no lower ones. The
-// peer is asked as for any other place in the log, so that its Raft decides.
+// peer is asked as for any other place in the log, so that its Raft decides. One that had
+// the entry before and could not append is asked in the same way, after appendPause: it has
+// a part of what was sent, or nothing.
 func (t *Transport) skip(to string, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) {
 	last := resp.LastLog
 	if t.cfg.EntryTerm == nil || resp.Term > args.Term || last <= args.PrevLogEntry {
@@ -149,13 +155,23 @@ func (t *Transport) skip(to string, args *raft.AppendEntriesRequest, resp *raft.
 	if !ok {
 		return
 	}
+	lacked := resp.NoRetryBackoff // how Raft tells a missing entry from a failed append
+	if !lacked {
+		select {
+		case <-time.After(appendPause):
+		case <-t.ctx.Done():
+			return
+		}
+	}
 	ask := *args
 	ask.PrevLogEntry, ask.PrevLogTerm, ask.Entries = last, term, nil // no heartbeat: last is not 0
 	var answer raft.AppendEntriesResponse
 	if err := t.request(t.ctx, to, raftBare, &ask, &answer); err != nil || !answer.Success {
 		return // Raft goes by the first answer
 	}
-	t.log.Info("peer has more than its log: replication skips that", "peer", to, "from", args.PrevLogEntry+1, "to", last)
+	if lacked {
+		t.log.Info("peer has more than its log: replication skips that", "peer", to, "from", args.PrevLogEntry+1, "to", last)
+	}
 	args.Entries = []*raft.Log{{Index: last, Term: term}}
 	*resp = answer
 }

@@ -208,6 +208,32 @@ func TestReplicationSkipsWhatAPeerHasByOtherWays(t *testing.T) {
 	}
 }
 
+// TestAPeerThatCannotAppendIsLeftAloneForAMoment: Raft takes what the peer already has
+// for progress, and would send it all the rest at once, again and again.
+func TestAPeerThatCannotAppendIsLeftAloneForAMoment(t *testing.T) {
+	const last = 11
+	b := newBook()
+	cfg := testConfig(t, b, hello("n1"))
+	cfg.EntryTerm = func(index uint64) (uint64, bool) { return 4, index == last }
+	n1 := start(t, b, cfg, handlerFuncs{})
+	n2 := start(t, b, testConfig(t, b, hello("n2")), handlerFuncs{})
+	consume(n2, func(rpc raft.RPC) {
+		a := rpc.Command.(*raft.AppendEntriesRequest)
+		rpc.Respond(&raft.AppendEntriesResponse{RPCHeader: header("n2"), Term: 4, LastLog: last, Success: len(a.Entries) == 0}, nil)
+	})
+	args, resp := replication("n1", 4, last, []byte("x"), []byte("y")), &raft.AppendEntriesResponse{}
+	began := time.Now()
+	if err := n1.AppendEntries("n2", "n2", args, resp); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took < appendPause {
+		t.Errorf("it was asked again after %v", took)
+	}
+	if reached := args.Entries[len(args.Entries)-1].Index; !resp.Success || reached != last {
+		t.Errorf("entries end at %d, answer %+v: what it has is not gone back behind", reached, resp)
+	}
+}
+
 func TestTimeoutNowNeverReachesALearnersRaft(t *testing.T) {
 	n1, n2, _ := pair(t, nil) // MayLead is nil
 	var reached atomic.Bool
