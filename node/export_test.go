@@ -26,6 +26,20 @@ func (n *Node) TakeVote(ctx context.Context, id string) error {
 	return n.pilot.Load().takeVote(ctx, id)
 }
 
+// ReportLate records a report of a member as one that came in while this node did not
+// lead; Reported is whether there is one.
+func (n *Node) ReportLate(id string) {
+	n.reports.record(id, Report{}, equal, n.cfg.Clock.Steady()-time.Minute, 0)
+}
+
+func (n *Node) Reported(id string) bool {
+	_, ok := n.reports.get(id)
+	return ok
+}
+
+// Pilots reports whether this node leads, and autopilot looks after the members.
+func (n *Node) Pilots() bool { return n.pilot.Load() != nil }
+
 // Finding is what voters tell each other of a term.
 type Finding = finding
 

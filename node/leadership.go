@@ -73,6 +73,7 @@ func (n *Node) leadership() {
 // that is applied. It returns false when leadership was lost meanwhile.
 func (n *Node) beginLeading(term uint64) bool {
 	n.parts.Transport.SetLeading(true)
+	n.reports.clear() // one that came in as a former term ended would show who is there as dead
 	if n.mayBeRight() {
 		n.diverged.Store(nil) // it is for the others now to differ from this one
 	}

@@ -84,6 +84,20 @@ func TestSinceWhenAMemberIsUnhealthyIsKnownThoughNobodyAsked(t *testing.T) {
 	}
 }
 
+func TestANewLeaderJudgesNobodyByReportsOfAFormerTerm(t *testing.T) {
+	c := newCluster(t, nil)
+	next := c.followers()[0]
+	n := next.n.Load()
+	n.ReportLate("late")
+	if err := c.leader().n.Load().TransferLeader(t.Context(), next.id.ID); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it leads", n.Pilots)
+	if n.Reported("late") {
+		t.Error("it goes by what came in before")
+	}
+}
+
 // shows reports whether m calls another member what state says.
 func (m *member) shows(other *member, state string) bool {
 	sites, _, err := m.n.Load().Sites(m.t.Context())
