@@ -570,7 +570,7 @@ func (n *fakeNode) RemovePeer(_ context.Context, id, address string) error {
 }
 
 func (n *fakeNode) PromoteSite(_ context.Context, site, confirm string, force bool) (command.PromotionPlan, error) {
-	plan := command.PromotionPlan{Site: site, Epoch: 2, Confirm: site + "-at-7-epoch-2", Started: confirm != ""}
+	plan := command.PromotionPlan{Site: site, Epoch: 2, Confirm: site + "-at-7-epoch-2", Started: confirm != "", Members: []command.Standing{{}}}
 	return plan, n.operate(fmt.Sprintf("promote %s|%s|%v", site, confirm, force))
 }
 

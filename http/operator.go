@@ -82,5 +82,17 @@ func (s *Server) promoteSite(x *exchange) {
 		x.fail(err)
 		return
 	}
+	plan.Unreachable, plan.HomeReached = orNone(plan.Unreachable), orNone(plan.HomeReached)
+	for i := range plan.Members {
+		plan.Members[i].Reaches = orNone(plan.Members[i].Reaches)
+	}
 	x.replyValue(&plan)
+}
+
+// orNone makes of no list an empty one, so that it is [] in JSON and not null.
+func orNone(list []string) []string {
+	if list == nil {
+		return []string{}
+	}
+	return list
 }

@@ -79,6 +79,11 @@ func TestASiteIsPromotedOnlyByTheConfirmationOfAPlan(t *testing.T) {
 	}
 	var plan command.PromotionPlan
 	w := ask(t, s, "POST", "/v1/operator/promote-site?site=east", nil)
+	for _, list := range []string{"Unreachable", "HomeReached", "Reaches"} {
+		if !strings.Contains(w.Body.String(), `"`+list+`":[]`) {
+			t.Errorf("%s is no empty list: %s", list, w.Body)
+		}
+	}
 	if err := json.Unmarshal(w.Body.Bytes(), &plan); err != nil || w.Code != 200 || plan.Started {
 		t.Fatalf("%d %s, %v", w.Code, w.Body, err)
 	}

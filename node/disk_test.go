@@ -2,6 +2,7 @@ package node_test
 
 import (
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -205,6 +206,25 @@ func TestALeaderHandsOverToAVoterWithABetterDisk(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A voter whose disk is full is not made leader by an operator either, unless the leader's is
+// full as well.
+func TestLeadershipIsNotTransferredToAFullDisk(t *testing.T) {
+	c, disks := onFakeDisks(t)
+	leader := c.leader()
+	others := c.followersOf(leader)
+	full := command.Disk{State: command.DiskFull}
+	for _, m := range others {
+		disks[m].is(full)
+	}
+	c.reported(leader, command.DiskFull)
+	to := others[0].id.ID
+	if err := leader.n.Load().TransferLeader(t.Context(), to); !errors.Is(err, command.ErrNoTarget) || !strings.Contains(err.Error(), "full") {
+		t.Errorf("transferred to a full disk: %v", err)
+	}
+	disks[leader].is(full)
+	eventually(t, "it is as good as the others", func() bool { return leader.n.Load().TransferLeader(t.Context(), to) == nil })
 }
 
 // On full disks what adds data is refused, and nothing else.

@@ -67,6 +67,9 @@ func (n *Node) transferTarget(ctx context.Context, to string) (id string, err er
 		switch m := h.Members[i]; {
 		case !m.Voter:
 			return "", command.ErrNoTarget.With("%s is not a voter", m.Name)
+		case m.Disk == command.DiskFull && n.Disk().State != command.DiskFull:
+			// It would refuse writes, and hand back.
+			return "", command.ErrNoTarget.With("the disk of %s is full", m.Name)
 		case m.Healthy:
 			return m.ID, nil
 		case time.Now().After(deadline):
