@@ -268,6 +268,7 @@ func (n *Node) parting() {
 	}
 	n.changed.notify()
 	if !errors.Is(n.parted(), command.ErrFenced) {
+		_ = n.shutdownRaft() // no vote in an epoch that is over, while it stops
 		n.Restart("another site has become home, and this node enters its epoch")
 		return
 	}
