@@ -272,7 +272,8 @@ func TestProbationGrowsWithEachTimeADiskHangs(t *testing.T) {
 // hangingPeers waits for a fakeDisk with what it records of peers.
 type hangingPeers struct {
 	node.Logs
-	disk *fakeDisk
+	disk  *fakeDisk
+	waits chan<- string // told whose record waits
 }
 
 func (l hangingPeers) SetPeer(id string, seen command.PeerSeen) error {
@@ -280,6 +281,7 @@ func (l hangingPeers) SetPeer(id string, seen command.PeerSeen) error {
 	gate := l.disk.gate
 	l.disk.mu.Unlock()
 	if gate != nil {
+		l.waits <- id
 		<-gate
 	}
 	return l.Logs.SetPeer(id, seen)
@@ -292,7 +294,8 @@ func TestADiskThatHangsKeepsNoPeerWaitingThatConnects(t *testing.T) {
 	disk := &fakeDisk{}
 	disk.is(command.Disk{State: command.DiskOK})
 	m.watched = disk
-	m.wrapLogs = func(l node.Logs) node.Logs { return hangingPeers{l, disk} }
+	waits := make(chan string, 100)
+	m.wrapLogs = func(l node.Logs) node.Logs { return hangingPeers{l, disk, waits} }
 	m.start()
 	known := command.Hello{ID: "known", Name: "known", Starts: 1, Incarnation: "1"}
 	if err := m.n.Load().Check(known); err != nil {
@@ -315,6 +318,14 @@ func TestADiskThatHangsKeepsNoPeerWaitingThatConnects(t *testing.T) {
 		}
 		return err
 	}
+	eventually(t, "the record of the first waits for the disk", func() bool {
+		select {
+		case id := <-waits:
+			return id == "new"
+		default:
+			return false
+		}
+	})
 	if err := returns("who was met before", check("known", "1")); err != nil {
 		t.Error(err)
 	}
