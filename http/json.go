@@ -126,3 +126,11 @@ func appendChange(b []byte, c *command.Change, op string, before *command.Record
 	}
 	return append(b, '}')
 }
+
+// orNone makes of no list an empty one, so that it is [] in JSON and not null.
+func orNone[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}

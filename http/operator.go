@@ -88,11 +88,3 @@ func (s *Server) promoteSite(x *exchange) {
 	}
 	x.replyValue(&plan)
 }
-
-// orNone makes of no list an empty one, so that it is [] in JSON and not null.
-func orNone(list []string) []string {
-	if list == nil {
-		return []string{}
-	}
-	return list
-}

@@ -17,11 +17,7 @@ const dialect = "1.22.0"
 func (s *Server) getLeader(x *exchange) { x.replyValue(s.node.Status().LeaderRaftAddr) }
 
 func (s *Server) getPeers(x *exchange) {
-	peers := s.node.Status().VoterRaftAddrs
-	if peers == nil {
-		peers = []string{}
-	}
-	x.replyValue(peers)
+	x.replyValue(orNone(s.node.Status().VoterRaftAddrs))
 }
 
 // agentSelf is what clients look into to know where they are: `consul lock`
@@ -168,27 +164,20 @@ func (s *Server) getSites(x *exchange) {
 		x.fail(err)
 		return
 	}
-	if sites == nil {
-		sites = []command.Site{}
-	}
 	for i := range sites {
-		if sites[i].Servers == nil {
-			sites[i].Servers = []command.Server{}
-		}
+		sites[i].Servers = orNone(sites[i].Servers)
 	}
 	st := s.node.Status()
 	x.statusHeaders(&st)
 	x.indexHeader(revision)
-	x.replyValue(sites)
+	x.replyValue(orNone(sites))
 }
 
 func (s *Server) getReplicaStatus(x *exchange) {
 	st := s.node.Status()
 	x.statusHeaders(&st)
 	rs := s.node.ReplicaStatus()
-	if rs.Damaged == nil {
-		rs.Damaged = []command.Damage{}
-	}
+	rs.Damaged = orNone(rs.Damaged)
 	x.replyValue(rs)
 }
 
@@ -211,10 +200,7 @@ func (s *Server) getReplicas(x *exchange) {
 		x.fail(err)
 		return
 	}
-	if all == nil {
-		all = []command.Replica{}
-	}
-	x.replyValue(all)
+	x.replyValue(orNone(all))
 }
 
 func (s *Server) getOpenAPI(x *exchange) {

@@ -178,6 +178,12 @@ func (n *Node) server(id string) (raft.Server, bool) {
 	return raft.Server{}, false
 }
 
+// isVoter reports whether a member is a voter in the latest Raft configuration.
+func (n *Node) isVoter(id string) bool {
+	s, ok := n.server(id)
+	return ok && s.Suffrage == raft.Voter
+}
+
 func encode(v any) ([]byte, error) { return json.Marshal(v) }
 
 // serve decodes a JSON request for a handler.

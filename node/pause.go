@@ -7,8 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/raft"
-
 	"github.com/holdfast-db/holdfast/command"
 )
 
@@ -39,7 +37,7 @@ func (n *Node) mayPause() error {
 	if n.raft == nil {
 		return nil // as the node starts: a learner does not vote
 	}
-	if s, ok := n.server(n.id); ok && s.Suffrage == raft.Voter {
+	if n.hasVote() {
 		return command.ErrNotLearner.With("%s votes", n.cfg.Self.Name)
 	}
 	return nil

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/raft"
-
 	"github.com/holdfast-db/holdfast/command"
 )
 
@@ -127,9 +125,7 @@ func (n *Node) standingOf(ctx context.Context, m command.Member) command.Standin
 		return n.standing(ctx)
 	}
 	s := command.Standing{ID: m.ID, Name: m.Name, Site: m.Site, Address: m.RaftAddr, Role: m.Role}
-	if v, ok := n.server(m.ID); ok {
-		s.Voter = v.Suffrage == raft.Voter
-	}
+	s.Voter = n.isVoter(m.ID)
 	answer, err := n.parts.Transport.Call(ctx, m.ID, methodStanding, nil)
 	if err != nil {
 		return s
@@ -148,9 +144,7 @@ func (n *Node) standing(ctx context.Context) command.Standing {
 		ID: n.id, Name: self.Name, Site: self.Site, Address: self.RaftAddr, Role: self.Role, Reachable: true,
 		Revision: n.parts.State.Revision(), Certified: n.parts.State.LastCertified(), CutOff: "never",
 	}
-	if v, ok := n.server(n.id); ok {
-		s.Voter = v.Suffrage == raft.Voter
-	}
+	s.Voter = n.isVoter(n.id)
 	if since, ok := n.LastContact(); ok {
 		s.CutOff = since.Round(time.Millisecond).String()
 	}

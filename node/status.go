@@ -37,8 +37,7 @@ func (n *Node) Learner() bool {
 	if n.cfg.Self.Role != command.RoleSpare {
 		return n.cfg.Self.Role == command.RoleLearner
 	}
-	s, ok := n.server(n.id)
-	return !ok || s.Suffrage != raft.Voter
+	return !n.hasVote()
 }
 
 // CaughtUp records how this node got level.

@@ -225,7 +225,7 @@ func (n *Node) countAlone() {
 }
 
 // hasVote reports whether this node is a voter in its latest configuration.
-func (n *Node) hasVote() bool { return n.votes(n.id) == nil }
+func (n *Node) hasVote() bool { return n.isVoter(n.id) }
 
 // watchLeader watches the leader of a term, if there is one to watch, until the
 // function it returns is called.
@@ -450,7 +450,7 @@ func (n *Node) answerFind(from string, theirs finding) (finding, error) {
 
 // votes reports as an error that a node is no voter.
 func (n *Node) votes(id string) error {
-	if s, ok := n.server(id); !ok || s.Suffrage != raft.Voter {
+	if !n.isVoter(id) {
 		return errors.New("only voters may ask that, and " + id + " is none")
 	}
 	return nil

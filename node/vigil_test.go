@@ -260,10 +260,13 @@ func TestOfEquallyCompleteVotersTheOneWithPriorityFollowsTheLeader(t *testing.T)
 					cfg.LeaderPriority = 1
 				}
 			}, nil)
-			leader, followers := c.leader(), c.followers()
-			if leader.name == wanted {
-				t.Skip("it leads already")
+			if first := c.leader(); first.name == wanted {
+				if err := first.n.Load().TransferLeader(t.Context(), ""); err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, "another leads first", func() bool { return c.leader() != first })
 			}
+			leader, followers := c.leader(), c.followers()
 			for _, m := range followers {
 				watches[m].say(t, command.Pulse{Refused: true})
 			}

@@ -87,8 +87,7 @@ func (p *pilot) eligible(id string) (name string, err error) {
 // takeVote makes a voter a non-voter. It stays a member, and can vote again.
 func (p *pilot) takeVote(ctx context.Context, id string) error {
 	return p.reconfigure(ctx, func(index uint64) (raft.Future, error) {
-		s, ok := p.n.server(id)
-		if !ok || s.Suffrage != raft.Voter {
+		if !p.n.isVoter(id) {
 			return nil, nil
 		}
 		if id == p.n.id {
@@ -98,14 +97,14 @@ func (p *pilot) takeVote(ctx context.Context, id string) error {
 			return nil, err
 		}
 		p.n.log.Info("member votes no longer", "id", id)
-		return p.n.raft.DemoteVoter(s.ID, index, p.n.cfg.Wait), nil
+		return p.n.raft.DemoteVoter(raft.ServerID(id), index, p.n.cfg.Wait), nil
 	})
 }
 
 // canSpare returns command.ErrNoTarget when a member is a voter without which no
 // majority of the voters would answer.
 func (n *Node) canSpare(ctx context.Context, id string) error {
-	if s, ok := n.server(id); !ok || s.Suffrage != raft.Voter {
+	if !n.isVoter(id) {
 		return nil
 	}
 	if voters, answer := n.electorate(ctx, "", id); answer < voters/2+1 {

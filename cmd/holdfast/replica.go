@@ -130,11 +130,7 @@ func lagOf(l command.Lag) string {
 	if l.Entries == 0 {
 		return "none"
 	}
-	text := fmt.Sprintf("%s entries, %s", count(l.Entries), size(l.Bytes))
-	if l.ETA > 0 {
-		text += ", level in " + span(seconds(l.ETA))
-	}
-	return text
+	return lacks(l)
 }
 
 // orUnknown is a number of seconds, unknown below 0.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -77,15 +78,17 @@ func lag(s command.Server) string {
 	if l.Entries == 0 && l.Bytes == 0 {
 		return "none"
 	}
-	entries := "1 entry"
-	if l.Entries != 1 {
-		entries = count(l.Entries) + " entries"
-	}
-	text := fmt.Sprintf("%s, %s, %s", entries, size(l.Bytes), span(seconds(l.Seconds)))
+	return lacks(l, span(seconds(l.Seconds)))
+}
+
+// lacks says what a copy that is behind lacks, what else there is to say of it, and when it
+// is expected to be level.
+func lacks(l command.Lag, more ...string) string {
+	parts := append([]string{plural(l.Entries, "entry"), size(l.Bytes)}, more...)
 	if l.ETA > 0 {
-		text += ", level in " + span(seconds(l.ETA))
+		parts = append(parts, "level in "+span(seconds(l.ETA)))
 	}
-	return text
+	return strings.Join(parts, ", ")
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
