@@ -51,6 +51,10 @@ var importMap = []rule{
 		"it may look at everything"},
 	{"internal/faultfs", nil,
 		"a disk that fails on request: only tests may have one"},
+	{"cluster-tests/history", nil,
+		"it records what clients see, and knows none of what they ask"},
+	{"cluster-tests/workload", []string{"cluster-tests/history"},
+		"clients of the HTTP API, which must not know more of a node than clients do"},
 	{"cluster-tests/debian-ndjson", nil,
 		"a filter of its own: it makes input, whatever reads it"},
 }
@@ -82,7 +86,7 @@ var homes = []home{
 		"flags are read in one place and handed on as values"},
 	{"github.com/spf13/viper", []string{"cmd/holdfast"},
 		"settings are read in one place and handed on as values"},
-	{"github.com/anishathalye/porcupine", []string{"cluster-tests"},
+	{"github.com/anishathalye/porcupine", []string{"cluster-tests", "cluster-tests/workload"},
 		"no checker in the binary"},
 }
 
