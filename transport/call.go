@@ -174,7 +174,8 @@ type callLink struct {
 	idle    time.Duration
 }
 
-// waiter is one call that waits for its answer. It is reused.
+// waiter is one call that waits for its answer. It is reused, by the same transport
+// only: a channel must not pass from one test's virtual time to another's.
 type waiter struct {
 	start, end uint64        // place of the request in the stream
 	done       chan struct{} // holds one token once the outcome is set
@@ -182,7 +183,7 @@ type waiter struct {
 	err        error
 }
 
-var waiters = sync.Pool{New: func() any { return &waiter{done: make(chan struct{}, 1)} }}
+func newWaiter() any { return &waiter{done: make(chan struct{}, 1)} }
 
 func newCallLink(c *conn, to destination) *callLink {
 	return &callLink{link: newLink(c), to: to, waiting: make(map[uint64]*waiter)}
@@ -194,7 +195,7 @@ func (l *callLink) call(ctx context.Context, method uint8, req []byte) ([]byte, 
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("call %v: not sent: %w", l.to, err)
 	}
-	w := waiters.Get().(*waiter)
+	w := l.t.waiters.Get().(*waiter)
 	l.mu.Lock()
 	id := l.next
 	l.next++
@@ -202,7 +203,7 @@ func (l *callLink) call(ctx context.Context, method uint8, req []byte) ([]byte, 
 	w.start, w.end, err = l.put(ctx, frameRequest, method, id, remaining(ctx), req)
 	if err != nil {
 		l.mu.Unlock()
-		waiters.Put(w)
+		l.t.waiters.Put(w)
 		if ctx.Err() == nil {
 			err = errLinkGone
 		}
@@ -216,14 +217,14 @@ func (l *callLink) call(ctx context.Context, method uint8, req []byte) ([]byte, 
 	case <-w.done:
 	case <-ctx.Done():
 		if err := l.giveUp(ctx, id, w); err != nil {
-			waiters.Put(w)
+			l.t.waiters.Put(w)
 			return nil, err
 		}
 		<-w.done // the answer came at the same moment
 	}
 	answer, err := w.answer, w.err
 	w.answer, w.err = nil, nil
-	waiters.Put(w)
+	l.t.waiters.Put(w)
 	return answer, err
 }
 

@@ -29,6 +29,10 @@ type Config struct {
 	// Advertise is the host:port other nodes dial. Empty: the bound address,
 	// which then must not be a wildcard.
 	Advertise string
+	// Listener binds Listen, and Dial connects to the node port of another, until its
+	// context ends. Nil is TCP.
+	Listener func(address string) (net.Listener, error)
+	Dial     func(ctx context.Context, address string) (net.Conn, error)
 
 	// Hello describes this node as it is now. It is asked once for each
 	// connection, since the cluster id may appear later. ID, Name and Site must
@@ -115,6 +119,14 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Log == nil {
 		c.Log = hclog.NewNullLogger()
+	}
+	if c.Listener == nil {
+		c.Listener = func(address string) (net.Listener, error) { return net.Listen("tcp", address) }
+	}
+	if c.Dial == nil {
+		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", address)
+		}
 	}
 	for _, d := range []struct {
 		name  string

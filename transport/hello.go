@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"time"
 
 	"github.com/holdfast-db/holdfast/command"
@@ -234,7 +233,7 @@ func (t *Transport) dial(ctx context.Context, p purpose, want, addr string) (*co
 			return nil, dialError(want, addr, err)
 		}
 	}
-	nc, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	nc, err := t.cfg.Dial(ctx, addr)
 	if err != nil {
 		return nil, dialError(want, addr, err)
 	}

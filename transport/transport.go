@@ -64,8 +64,9 @@ type Transport struct {
 	callersMu sync.RWMutex
 	callers   map[destination]*caller
 
-	work chan job     // to idle workers, see call.go
-	idle atomic.Int32 // workers waiting on it
+	work    chan job     // to idle workers, see call.go
+	idle    atomic.Int32 // workers waiting on it
+	waiters sync.Pool
 
 	// Raft's side, see raft.go and serve.go.
 	consume   chan raft.RPC
@@ -87,7 +88,7 @@ func Listen(cfg Config) (*Transport, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := net.Listen("tcp", cfg.Listen)
+	l, err := cfg.Listener(cfg.Listen)
 	if err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {
 			return nil, fmt.Errorf("node port %s is in use: %w; stop the process that holds it or choose another address", cfg.Listen, err)
@@ -121,6 +122,7 @@ func Listen(cfg Config) (*Transport, error) {
 		wan:       make(map[string]*rate.Limiter),
 		callers:   make(map[destination]*caller),
 		work:      make(chan job),
+		waiters:   sync.Pool{New: newWaiter},
 		consume:   make(chan raft.RPC),
 	}
 	t.ctx, t.stop = context.WithCancel(context.Background())

@@ -13,11 +13,12 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/internal/agent"
 	"github.com/holdfast-db/holdfast/store"
 )
 
-// agent runs an agent command line and returns what the node would be given.
-func agent(t *testing.T, args ...string) (cfg agentConfig, r ran) {
+// parseAgent runs an agent command line and returns what the node would be given.
+func parseAgent(t *testing.T, args ...string) (cfg agentConfig, r ran) {
 	t.Helper()
 	r = cliWith(t, func(_ context.Context, c agentConfig) error { cfg = c; return nil }, "", append([]string{"agent"}, args...)...)
 	return cfg, r
@@ -25,7 +26,7 @@ func agent(t *testing.T, args ...string) (cfg agentConfig, r ran) {
 
 func TestAgentFlagsBecomeAConfiguration(t *testing.T) {
 	dir := t.TempDir()
-	got, r := agent(t, "--node", "n1", "--site", "berlin", "--home", "--data-dir", dir,
+	got, r := parseAgent(t, "--node", "n1", "--site", "berlin", "--home", "--data-dir", dir,
 		"--http", "0.0.0.0:8500", "--raft", "[::]:8300", "--advertise-raft", "n1.example:8300",
 		"--bootstrap-expect", "3", "--join", "n2:8300,n3:8300", "--join", "n4:8300",
 		"--log-store", "boltdb", "--log-level", "debug", "--log-format", "json",
@@ -34,7 +35,7 @@ func TestAgentFlagsBecomeAConfiguration(t *testing.T) {
 		"--default-read", "leader", "--session-ttl-min", "1s", "--idempotency-retention", "1h", "--idempotency-bytes", "1GiB",
 		"--catchup-rate", "10MiB", "--scrub-period", "0", "--datacenter", "eu", "--fault-switch", "/run/x.sock",
 		"--disk-stall-limit", "2s", "--slow-disk-limit", "50ms", "--disk-reserve", "1GiB", "--standby-data-dir", "/mnt/other", "--standby-after", "1m")
-	want := agentConfig{
+	want := agentConfig{Config: agent.Config{
 		Node: "n1", Site: "berlin", Home: true, Role: command.RoleVoter, DataDir: dir,
 		HTTP: "0.0.0.0:8500", Raft: "[::]:8300", AdvertiseHTTP: "n1.example:8500", AdvertiseRaft: "n1.example:8300",
 		BootstrapExpect: 3, Join: []string{"n2:8300", "n3:8300", "n4:8300"}, Datacenter: "eu",
@@ -44,20 +45,20 @@ func TestAgentFlagsBecomeAConfiguration(t *testing.T) {
 		Disk:       store.DiskLimits{Stall: 2 * time.Second, Slow: 50 * time.Millisecond, Reserve: 1 << 30},
 		StandbyDir: "/mnt/other", StandbyAfter: time.Minute,
 		LogLevel: hclog.Debug, LogJSON: true,
-		FaultSwitch: "/run/x.sock", Version: version,
-	}
+		Version: version,
+	}, FaultSwitch: "/run/x.sock"}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v\ngot  %+v\nwant %+v", r, got, want)
 	}
 }
 
 func TestAgentDefaults(t *testing.T) {
-	got, r := agent(t, "--node", "e1", "--site", "east", "--data-dir", "data", "--join", "n1:8300")
+	got, r := parseAgent(t, "--node", "e1", "--site", "east", "--data-dir", "data", "--join", "n1:8300")
 	abs, err := filepath.Abs("data")
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := agentConfig{
+	want := agentConfig{Config: agent.Config{
 		Node: "e1", Site: "east", Role: command.RoleLearner, DataDir: abs,
 		HTTP: "127.0.0.1:8500", Raft: "127.0.0.1:8300", AdvertiseHTTP: "127.0.0.1:8500", AdvertiseRaft: "127.0.0.1:8300",
 		Join: []string{"n1:8300"}, Datacenter: "dc1", LogStore: "wal", RaftMultiplier: 1, LeaderHoldOff: 30 * time.Second, MaxValue: command.DefaultMaxValue,
@@ -65,7 +66,7 @@ func TestAgentDefaults(t *testing.T) {
 		SessionTTLMin: 10 * time.Second, OnceRetention: 15 * time.Minute, OnceBytes: 64 << 20,
 		Disk: store.DiskLimits{Stall: 1500 * time.Millisecond, Slow: 250 * time.Millisecond, Reserve: 128 << 20}, StandbyAfter: 30 * time.Second,
 		LogLevel: hclog.Info, Version: version,
-	}
+	}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v\ngot  %+v\nwant %+v", r, got, want)
 	}
@@ -118,7 +119,7 @@ func TestBadAgentFlagsAreRefused(t *testing.T) {
 		base + "--config=/nowhere/x.yaml":                 {"/nowhere/x.yaml", "no such file"},
 	} {
 		t.Run(args, func(t *testing.T) {
-			_, r := agent(t, strings.Fields(args)...)
+			_, r := parseAgent(t, strings.Fields(args)...)
 			r.refusal(t, parts...)
 		})
 	}
@@ -138,7 +139,7 @@ func TestSettingsComeFromFlagsThenEnvironmentThenFile(t *testing.T) {
 			t.Setenv("HOLDFAST_CONFIG", path)
 			t.Setenv("HOLDFAST_SITE", "env")
 			t.Setenv("HOLDFAST_NODE", "env")
-			got, r := agent(t, "--node", "flag")
+			got, r := parseAgent(t, "--node", "flag")
 			if r.status != 0 {
 				t.Fatal(r.err)
 			}
@@ -179,7 +180,7 @@ func TestBadSettingsNameTheirSource(t *testing.T) {
 				}
 				args = []string{"--config", path}
 			}
-			_, r := agent(t, args...)
+			_, r := parseAgent(t, args...)
 			r.refusal(t, c.parts...)
 		})
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/internal/problem"
 )
 
 // devRequest is what a dev subcommand asks of the supervisor: one JSON line,
@@ -115,9 +116,9 @@ func answerControl(c net.Conn, do func(devRequest) (devReply, error)) {
 	reply, err := do(r)
 	if err != nil {
 		reply = devReply{Cause: err.Error()}
-		var p *problem
+		var p *problem.Problem
 		if errors.As(err, &p) {
-			reply.Cause, reply.Remedy = p.cause, p.remedy
+			reply.Cause, reply.Remedy = p.Cause, p.Remedy
 		}
 	}
 	_ = json.NewEncoder(c).Encode(reply)

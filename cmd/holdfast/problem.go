@@ -8,31 +8,18 @@ import (
 
 	"github.com/holdfast-db/holdfast/client"
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/internal/problem"
 )
 
-// problem is an error for the person at the terminal: what is wrong, and what
-// to do about it.
-type problem struct {
-	cause  string
-	remedy string
-	err    error // what it was made from, if anything
-}
-
-// refuse returns a problem. The remedy is an instruction.
-func refuse(remedy, format string, args ...any) error {
-	err := fmt.Errorf(format, args...)
-	return &problem{cause: err.Error(), remedy: remedy, err: errors.Unwrap(err)}
-}
-
-func (p *problem) Error() string { return p.cause + "; " + p.remedy }
-func (p *problem) Unwrap() error { return p.err }
+// refuse returns an error that says what is wrong and what to do about it.
+var refuse = problem.Refuse
 
 // explain puts an error in one line: its cause and, when something knows it,
 // the remedy.
 func explain(err error) string {
 	line, remedy := err.Error(), ""
 	var (
-		ours    *problem
+		ours    *problem.Problem
 		named   *client.Error
 		shared  *command.Error
 		nowhere *client.UnreachableError

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,7 +14,6 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/command"
-	"github.com/holdfast-db/holdfast/node"
 	"github.com/holdfast-db/holdfast/store"
 )
 
@@ -36,7 +34,7 @@ func newLone(t *testing.T) *lone {
 		defer l.Close()
 		return l.Addr().String()
 	}
-	cfg, r := agent(t, "--node=n1", "--site=home", "--home", "--bootstrap-expect=1", "--log-level=error",
+	cfg, r := parseAgent(t, "--node=n1", "--site=home", "--home", "--bootstrap-expect=1", "--log-level=error",
 		"--data-dir", filepath.Join(t.TempDir(), "n1"), "--http", port(), "--raft", port())
 	if r.status != 0 {
 		t.Fatal(r.err)
@@ -242,39 +240,5 @@ func TestAMemberStartedForAnotherDatacenterEnds(t *testing.T) {
 	peer.cfg.Datacenter = "other"
 	if err := runAgent(t.Context(), peer.cfg); !strings.Contains(fmt.Sprint(err), command.ErrWrongCluster.Message) {
 		t.Errorf("it ends with %v", err)
-	}
-}
-
-// A run that ends for the sake of another start is followed by one, any other is not.
-func TestANodeIsStartedAgainOnlyWhenItAsksForIt(t *testing.T) {
-	broken := errors.New("broken")
-	for _, c := range []struct {
-		name string
-		runs []error
-		want error
-	}{
-		{"an orderly stop", []error{nil}, nil},
-		{"a failure", []error{broken}, broken},
-		{"asked for, then a failure", []error{&node.Restart{Reason: "try"}, fmt.Errorf("wrapped: %w", &node.Restart{Reason: "once more"}), broken}, broken},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			runs := 0
-			err := runAgain(t.Context(), agentConfig{}, func(context.Context, agentConfig) error {
-				runs++
-				return c.runs[runs-1]
-			})
-			if !errors.Is(err, c.want) || runs != len(c.runs) {
-				t.Errorf("%d runs, ended with %v; want %d and %v", runs, err, len(c.runs), c.want)
-			}
-		})
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	runs := 0
-	if err := runAgain(ctx, agentConfig{}, func(context.Context, agentConfig) error {
-		runs++
-		cancel()
-		return &node.Restart{Reason: "too late"}
-	}); err != nil || runs != 1 {
-		t.Errorf("%d runs after the stop, ended with %v", runs, err)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/internal/problem"
 	"github.com/holdfast-db/holdfast/node"
 	"github.com/holdfast-db/holdfast/store"
 )
@@ -26,7 +27,7 @@ func (e *diskLost) Unwrap() error { return e.why }
 // onStandby is the configuration to start with: of a node that has gone over to its
 // standby directory before, with that as the data directory. What the other directory
 // holds is of a member that the cluster has replaced.
-func onStandby(cfg agentConfig) (agentConfig, error) {
+func onStandby(cfg Config, host Host) (Config, error) {
 	if cfg.StandbyDir == "" {
 		return cfg, nil
 	}
@@ -37,14 +38,14 @@ func onStandby(cfg agentConfig) (agentConfig, error) {
 	if !used {
 		return cfg, nil
 	}
-	newLogger(cfg, "").Warn("this node lives in its standby directory; to go back, move that away and empty the other one",
+	newLogger(cfg, host, "").Warn("this node lives in its standby directory; to go back, move that away and empty the other one",
 		"standby-data-dir", cfg.StandbyDir, "data-dir", cfg.DataDir)
 	cfg.DataDir, cfg.BootstrapExpect = cfg.StandbyDir, 0
 	return cfg, nil
 }
 
 // hasStandby reports whether there is a disk to go on with.
-func (c *agentConfig) hasStandby() bool { return c.StandbyDir != "" && c.DataDir != c.StandbyDir }
+func (c *Config) hasStandby() bool { return c.StandbyDir != "" && c.DataDir != c.StandbyDir }
 
 const (
 	// diskLook is how often a disk that is down, or full, is looked at.
@@ -58,7 +59,7 @@ const (
 // watchDisk tells the node when its disk has failed, and decides what then becomes of
 // the run. It returns with ctx, or with the error that ends the run. A node that was
 // only out of space starts again when there is some.
-func watchDisk(ctx context.Context, cfg agentConfig, disk *store.Disk, n *node.Node, failed chan<- error) error {
+func watchDisk(ctx context.Context, cfg Config, disk *store.Disk, n *node.Node, failed chan<- error) error {
 	tick := time.NewTicker(diskLook)
 	defer tick.Stop()
 	failure := disk.Failed()
@@ -105,14 +106,14 @@ func diskBroken(err error) bool {
 }
 
 // startFailed is the error of a start that the disk made fail.
-func startFailed(disk *store.Disk, cfg agentConfig, err error) error {
+func startFailed(disk *store.Disk, cfg Config, err error) error {
 	switch failure := disk.Err(); {
 	case failure == nil:
 		return err
 	case cfg.hasStandby() && !errors.Is(failure, command.ErrDiskFull):
 		return &diskLost{failure}
 	default:
-		return refuse("check the disk and its free space", "the disk of %s fails: %w", cfg.DataDir, failure)
+		return problem.Refuse("check the disk and its free space", "the disk of %s fails: %w", cfg.DataDir, failure)
 	}
 }
 

@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"errors"
@@ -13,7 +13,7 @@ import (
 )
 
 func TestANodeGoesOverToItsStandbyOnlyWhenItsDiskIsLost(t *testing.T) {
-	cfg := agentConfig{DataDir: "/a", StandbyDir: "/b", BootstrapExpect: 3}
+	cfg := Config{DataDir: "/a", StandbyDir: "/b", BootstrapExpect: 3}
 	for _, c := range []struct {
 		err  error
 		over bool
@@ -43,7 +43,7 @@ func TestANodeGoesOverToItsStandbyOnlyWhenItsDiskIsLost(t *testing.T) {
 // What the standby directory holds decides at each start, not what the other one does.
 func TestAStandbyDirectoryThatWasUsedStaysTheDataDirectory(t *testing.T) {
 	dir := t.TempDir()
-	cfg := agentConfig{Node: "n1", DataDir: filepath.Join(dir, "a"), StandbyDir: filepath.Join(dir, "b"), BootstrapExpect: 3}
+	cfg := Config{Node: "n1", DataDir: filepath.Join(dir, "a"), StandbyDir: filepath.Join(dir, "b"), BootstrapExpect: 3}
 	make := func(path string) {
 		d, err := store.OpenDir(path, store.NewIdentity("n1", "home"), nil)
 		if err != nil {
@@ -54,11 +54,11 @@ func TestAStandbyDirectoryThatWasUsedStaysTheDataDirectory(t *testing.T) {
 		}
 	}
 	make(cfg.DataDir)
-	if got, err := onStandby(cfg); err != nil || got.DataDir != cfg.DataDir || got.BootstrapExpect != 3 {
+	if got, err := onStandby(cfg, Host{}); err != nil || got.DataDir != cfg.DataDir || got.BootstrapExpect != 3 {
 		t.Errorf("before: %s, %v", got.DataDir, err)
 	}
 	make(cfg.StandbyDir)
-	if got, err := onStandby(cfg); err != nil || got.DataDir != cfg.StandbyDir || got.BootstrapExpect != 0 {
+	if got, err := onStandby(cfg, Host{}); err != nil || got.DataDir != cfg.StandbyDir || got.BootstrapExpect != 0 {
 		t.Errorf("after: %s, %v", got.DataDir, err)
 	}
 	// A directory that cannot be told to be empty may hold who this node is now.
@@ -68,7 +68,7 @@ func TestAStandbyDirectoryThatWasUsedStaysTheDataDirectory(t *testing.T) {
 	if err := syscall.Mkdir(filepath.Join(cfg.StandbyDir, "log"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := onStandby(cfg); err == nil {
+	if got, err := onStandby(cfg, Host{}); err == nil {
 		t.Errorf("a standby directory of which a part is there: the node starts in %s", got.DataDir)
 	}
 }
