@@ -1,9 +1,12 @@
 package history
 
 import (
+	"cmp"
 	_ "embed"
 	"html/template"
 	"io"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -19,7 +22,7 @@ var timelineText string
 var timelinePage = template.Must(template.New("timeline").Parse(timelineText))
 
 // WriteTimeline draws the history as one HTML page without any other file: time runs
-// to the right, each client has a lane, faults are bands over all of them, and marks
+// to the right, each client has a lane beside those of its workload, faults are bands over all of them, and marks
 // are links to what they point at.
 func (h *History) WriteTimeline(w io.Writer, title string, marks []Mark) error {
 	type bar struct {
@@ -58,14 +61,17 @@ func (h *History) WriteTimeline(w io.Writer, title string, marks []Mark) error {
 	micros := func(d time.Duration) int64 { return min(d, end).Microseconds() }
 	lanes := map[lane]int{}
 	for _, o := range ops {
-		l := lane{o.Workload, o.Client}
-		at, known := lanes[l]
-		if !known {
-			at = len(lanes)
-			lanes[l] = at
-			page.Lanes = append(page.Lanes, o.Workload)
-		}
-		page.Bars = append(page.Bars, bar{at, micros(o.Call), micros(o.Return), o.Outcome.String(), o.String(), o.ID})
+		lanes[lane{o.Workload, o.Client}] = 0
+	}
+	byName := func(a, b lane) int {
+		return cmp.Or(cmp.Compare(a.workload, b.workload), cmp.Compare(a.client, b.client))
+	}
+	for i, l := range slices.SortedFunc(maps.Keys(lanes), byName) {
+		lanes[l] = i
+		page.Lanes = append(page.Lanes, l.workload)
+	}
+	for _, o := range ops {
+		page.Bars = append(page.Bars, bar{lanes[lane{o.Workload, o.Client}], micros(o.Call), micros(o.Return), o.Outcome.String(), o.String(), o.ID})
 	}
 	for _, f := range faults {
 		page.Bands = append(page.Bands, band{micros(f.From), micros(f.To), f.Name + " " + f.On})
