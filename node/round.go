@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/internal/planted"
 )
 
 // A leadership round asks the voters of the latest configuration, after the
@@ -159,7 +160,7 @@ type Point struct {
 // that.
 func (n *Node) AskIndex(ctx context.Context, lease bool) (Point, error) {
 	var p Point
-	if planted("read-without-round") {
+	if planted.Bug("read-without-round") {
 		return Point{AsOf: Now(n.cfg.Clock)}, nil
 	}
 	err := n.withLeader(ctx, func(ctx context.Context, leader string) (err error) {
@@ -234,7 +235,7 @@ func (n *Node) remoteIndex(method uint8, req []byte) (p Point, rest []byte, err 
 	// The round began `age` before the leader answered, and it answered after
 	// the request was sent: counted from there, AsOf is early, never late.
 	p.AsOf = sent.Before(age)
-	if planted("certificate-from-the-answer") {
+	if planted.Bug("certificate-from-the-answer") {
 		p.AsOf = Now(n.cfg.Clock)
 	}
 	return p, rest, nil

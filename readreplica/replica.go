@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/internal/planted"
 	"github.com/holdfast-db/holdfast/node"
 )
 
@@ -270,7 +271,7 @@ func (r *Replica) Read(ctx context.Context, o command.ReadOptions, fn func(comma
 		if err != nil {
 			return r.info(asOf, known), err
 		}
-		if planted("late-certificate") && o.Mode == command.ReadStale {
+		if planted.Bug("late-certificate") && o.Mode == command.ReadStale {
 			time.Sleep(100 * time.Millisecond) // an evaluation that takes long
 			asOf, known = r.cert.get()
 		}
