@@ -61,6 +61,8 @@ var importMap = []rule{
 		"it records what clients see, and knows none of what they ask"},
 	{"cluster-tests/workload", []string{"cluster-tests/history"},
 		"clients of the HTTP API, which must not know more of a node than clients do"},
+	{"cluster-tests/fault", nil,
+		"what goes wrong is said without a runtime: real processes and virtual time share it"},
 	{"cluster-tests/debian-ndjson", nil,
 		"a filter of its own: it makes input, whatever reads it"},
 }
