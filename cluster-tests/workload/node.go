@@ -111,6 +111,19 @@ func ended(p *history.Pending, a Answer, err error, decided func(Answer) (any, e
 	return o
 }
 
+// lastRead repeats a read of Finish until it is decided.
+func lastRead(ctx context.Context, n *Node, read func() history.Outcome) error {
+	for range 50 {
+		if read() == history.Decided {
+			return nil
+		}
+		if Rest(ctx, 100*time.Millisecond); ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return fmt.Errorf("%s does not answer a last read", n)
+}
+
 // Broken is Op.Out of an answer that breaks the API: always an anomaly.
 type Broken struct{ What string }
 
