@@ -152,7 +152,7 @@ func (e *Env) each(n int, client func(id int)) {
 }
 
 // All makes one of each workload.
-func All() []Workload { return []Workload{NewSet(), NewAppend(), NewBank()} }
+func All() []Workload { return []Workload{NewSet(), NewAppend(), NewBank(), NewLongFork()} }
 
 // Run is a set of workloads at work on one cluster.
 type Run struct {
