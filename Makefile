@@ -10,9 +10,13 @@ VERSION     ?= $(shell git describe --tags --dirty 2>/dev/null | sed 's/^v//')
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GO_BUILD    := go build -trimpath -ldflags "$(if $(VERSION),-X main.version=$(VERSION))"
 # Whole clusters are tested alone: they need the processors to themselves.
-UNIT         = $$(go list ./... | grep -v /cluster-tests$$)
+UNIT         = $$(go list ./... | grep -v -e /cluster-tests$$ -e /cluster-tests/sim$$)
 
-.PHONY: help build dev test unit-test cluster-test race lint bench bench-store bench-switchover bench-feed bench-watch bench-leader image-context compose-test clean
+# Clusters in virtual time: so many, from this seed on (0: ever others).
+SEEDS ?= 1000
+SEED  ?= 0
+
+.PHONY: help build dev test unit-test sim-test sim cluster-test race lint bench bench-store bench-switchover bench-feed bench-watch bench-leader image-context compose-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' Makefile
@@ -23,16 +27,23 @@ build: ## bin/holdfast
 dev: build ## a three-site cluster on this machine; Ctrl-C ends it
 	bin/holdfast dev
 
-test: unit-test cluster-test ## everything but the compose file; within 15 minutes on two cores
+test: unit-test sim-test cluster-test ## everything but the compose file; within 15 minutes on two cores
 
 unit-test: ## the packages' own tests
 	go test -timeout 5m $(UNIT)
+
+sim-test: ## some hundred clusters in virtual time, each with other faults
+	go test -timeout 5m ./cluster-tests/sim
+
+sim: ## SEEDS clusters in virtual time, from SEED on
+	go test -run '^TestSim$$' -count 1 -timeout 24h -v ./cluster-tests/sim -seeds $(SEEDS) -seed $(SEED) | grep -v -e '^=== ' -e '--- PASS: TestSim/'
 
 cluster-test: ## real processes under kills, cuts and pauses
 	go test -timeout 14m ./cluster-tests
 
 race: ## all tests under the race detector, the clusters' processes too
 	go test -race -timeout 15m $(UNIT)
+	go test -race -timeout 10m ./cluster-tests/sim -seeds 20
 	go test -race -short -timeout 20m ./cluster-tests
 
 lint: ## gofmt, go vet, staticcheck

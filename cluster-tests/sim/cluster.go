@@ -1,0 +1,312 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
+	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/internal/agent"
+	"github.com/holdfast-db/holdfast/store"
+)
+
+const (
+	httpPort = 8500
+	nodePort = 8300
+	home     = "home"
+)
+
+func at(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }
+
+// member is one node of the cluster, with the machine it stands on.
+type member struct {
+	Name, Site string
+	Voter      bool
+
+	host  *host
+	clock *clock
+	cfg   agent.Config
+	log   *os.File
+	// images counts the directories the node has had: a kill moves it to a copy.
+	images int
+	moves  int  // how often its node port has moved
+	run    *run // the one that counts; nil: none
+}
+
+// run is one life of a node's process.
+type run struct {
+	process *process
+	dir     string
+	stop    context.CancelCauseFunc
+	ended   chan struct{} // closed behind err
+	err     error
+	over    atomic.Bool // what becomes of it is nobody's business any more
+}
+
+// running says whether the process is there.
+func (m *member) running() bool {
+	if m.run == nil {
+		return false
+	}
+	select {
+	case <-m.run.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+// clock is a machine's: what its node judges leases and staleness by.
+type clock struct {
+	began time.Time
+	skew  atomic.Int64 // nanoseconds by which its wall clock is ahead
+}
+
+func (c *clock) Steady() time.Duration { return time.Since(c.began) }
+func (c *clock) Wall() time.Time       { return time.Now().Add(time.Duration(c.skew.Load())) }
+
+// Cluster is a whole cluster in the bubble that made it. One goroutine at a time may
+// do things to it.
+type Cluster struct {
+	dir     string
+	net     *network
+	members []*member
+	clients *process
+	api     *http.Client
+	// ghosts are runs that were killed and have not noticed yet.
+	ghosts []*run
+	// died gets the news of a node that ended by itself.
+	died chan string
+}
+
+// plan is what a cluster is made of.
+type plan struct {
+	dir    string
+	seed   uint64
+	voters int
+	sites  map[string]int // remote sites, and how many learners stand there
+	lines  func(a, b *host) line
+	edit   func(*agent.Config)
+	level  hclog.Level
+}
+
+func newCluster(p plan) (*Cluster, error) {
+	c := &Cluster{dir: p.dir, net: newNetwork(p.seed, p.lines), died: make(chan string, 64)}
+	c.clients = c.net.addHost("clients", "").begin()
+	c.api = &http.Client{Transport: &http.Transport{
+		DialContext:         func(ctx context.Context, _, addr string) (net.Conn, error) { return c.clients.dial(ctx, addr) },
+		MaxIdleConnsPerHost: 64, IdleConnTimeout: 30 * time.Second, DisableCompression: true,
+	}}
+	for i := range p.voters {
+		c.members = append(c.members, &member{Name: fmt.Sprintf("n%d", i+1), Site: home, Voter: true})
+	}
+	for _, site := range slices.Sorted(maps.Keys(p.sites)) {
+		for i := range p.sites[site] {
+			c.members = append(c.members, &member{Name: fmt.Sprintf("%c%d", site[0], i+1), Site: site})
+		}
+	}
+	var voters []string
+	for _, m := range c.members[:p.voters] {
+		voters = append(voters, at(m.Name, nodePort))
+	}
+	for _, m := range c.members {
+		m.host = c.net.addHost(m.Name, m.Site)
+		m.clock = &clock{began: time.Now()}
+		m.cfg = agent.Config{
+			Node: m.Name, Site: m.Site, Home: m.Voter, Role: command.RoleLearner,
+			HTTP: at(m.Name, httpPort), Raft: at(m.Name, nodePort),
+			AdvertiseHTTP: at(m.Name, httpPort), AdvertiseRaft: at(m.Name, nodePort),
+			Join: voters, Datacenter: "dc1", LogStore: store.LogStoreWAL, RaftMultiplier: 1, LeaderHoldOff: 30 * time.Second,
+			MaxValue: command.DefaultMaxValue, History: command.Retention{Age: time.Hour, Changes: 1_000_000, Bytes: 1 << 30},
+			SessionTTLMin: time.Second, OnceRetention: 15 * time.Minute, OnceBytes: 64 << 20,
+			LogRetention: 512 << 20, LogOutage: 24 * time.Hour,
+			// The least reserve there can be: the ballast and the files of the log are made
+			// in advance, and copied with each kill.
+			Disk:         store.DiskLimits{Stall: store.DefaultDiskLimits.Stall, Slow: store.DefaultDiskLimits.Slow, Reserve: 2 << 20},
+			StandbyAfter: 30 * time.Second, LogLevel: p.level, Version: "sim",
+			DataDir: filepath.Join(p.dir, m.Name+".0"),
+		}
+		if m.Voter {
+			m.cfg.Role = command.RoleVoter
+			m.cfg.BootstrapExpect = p.voters
+			m.cfg.Join = slices.DeleteFunc(slices.Clone(voters), func(a string) bool { return a == m.cfg.Raft })
+		}
+		if p.edit != nil {
+			p.edit(&m.cfg)
+		}
+		log, err := os.Create(filepath.Join(p.dir, m.Name+".log"))
+		if err != nil {
+			return nil, err
+		}
+		m.log = log
+	}
+	return c, nil
+}
+
+// start begins a run of a node that has none.
+func (c *Cluster) start(m *member) {
+	m.host.boot()
+	ctx, stop := context.WithCancelCause(context.Background())
+	r := &run{process: m.host.begin(), dir: m.cfg.DataDir, stop: stop, ended: make(chan struct{})}
+	m.run = r
+	cfg := m.cfg
+	fmt.Fprintf(m.log, "---- %v start in %s\n", time.Now().UTC().Format(time.TimeOnly), filepath.Base(cfg.DataDir))
+	go func() {
+		defer close(r.ended)
+		r.err = agent.Run(ctx, cfg, agent.Host{Listen: r.process.listen, Dial: r.process.dial, Clock: m.clock, Log: m.log})
+		if ctx.Err() == nil && !r.over.Load() {
+			c.died <- fmt.Sprintf("%s ended by itself: %v", m.Name, r.err)
+		}
+	}()
+}
+
+var errStop = errors.New("the simulation stops it")
+
+// stop ends a node in good order.
+func (c *Cluster) stop(m *member) error {
+	r := m.run
+	if r == nil {
+		return nil
+	}
+	r.process.goOn()
+	r.stop(errStop)
+	<-r.ended
+	m.run = nil
+	m.host.kill() // a connection may outlive the node, but not its process
+	return r.err
+}
+
+// kill ends processes at once, as kill -9 does, or with silent takes the power of their
+// machines. What they have on disk at that moment is what the next run finds.
+func (c *Cluster) kill(silent bool, members ...*member) error {
+	var killed []*member
+	for _, m := range members {
+		if m.run == nil {
+			continue
+		}
+		killed = append(killed, m)
+		m.run.over.Store(true)
+		if silent {
+			m.host.losePower()
+		} else {
+			m.host.kill()
+		}
+	}
+	// When nothing moves, no call to the disk is under way.
+	synctest.Wait()
+	for _, m := range killed {
+		m.images++
+		image := filepath.Join(c.dir, fmt.Sprintf("%s.%d", m.Name, m.images))
+		if err := copyTree(m.cfg.DataDir, image); err != nil {
+			return fmt.Errorf("image of the disk of %s: %w", m.Name, err)
+		}
+		fmt.Fprintf(m.log, "---- %v killed\n", time.Now().UTC().Format(time.TimeOnly))
+		m.cfg.DataDir = image
+		m.run.stop(errStop)
+		c.ghosts = append(c.ghosts, m.run)
+		m.run = nil
+	}
+	c.bury()
+	return nil
+}
+
+// bury removes what those left behind that have ended since they were killed.
+func (c *Cluster) bury() {
+	c.ghosts = slices.DeleteFunc(c.ghosts, func(r *run) bool {
+		select {
+		case <-r.ended:
+			_ = os.RemoveAll(r.dir)
+			return true
+		default:
+			return false
+		}
+	})
+}
+
+// close ends everything. The goroutines of the bubble are gone when it returns.
+func (c *Cluster) close() error {
+	var errs []error
+	for _, m := range c.members {
+		if m.run != nil {
+			m.run.process.goOn()
+			m.run.stop(errStop)
+		}
+	}
+	for _, m := range c.members {
+		if m.run != nil {
+			<-m.run.ended
+			if m.run.err != nil {
+				errs = append(errs, fmt.Errorf("%s ended with: %w", m.Name, m.run.err))
+			}
+		}
+		_ = m.log.Close()
+	}
+	for _, r := range c.ghosts {
+		<-r.ended
+	}
+	c.api.CloseIdleConnections()
+	c.clients.h.kill()
+	return errors.Join(errs...)
+}
+
+// nodes are the members as workloads see them.
+func (c *Cluster) nodes() []*workload.Node {
+	var nodes []*workload.Node
+	for _, m := range c.members {
+		nodes = append(nodes, &workload.Node{Name: m.Name, Site: m.Site, Voter: m.Voter, URL: "http://" + m.cfg.AdvertiseHTTP, Client: c.api})
+	}
+	return nodes
+}
+
+// level waits until all nodes have come to one revision with one lineage, and returns
+// that; an error says which do not, or that two have parted.
+func (c *Cluster) level(within time.Duration) (revision uint64, err error) {
+	deadline := time.Now().Add(within)
+	lineages := map[uint64]string{} // seen on any node at a revision
+	for {
+		var table []string
+		level, first := true, command.ReplicaStatus{}
+		for i, m := range c.members {
+			s, err := c.status(context.Background(), m)
+			if err != nil {
+				table, level = append(table, fmt.Sprintf("%s: %v", m.Name, err)), false
+				continue
+			}
+			if seen, ok := lineages[s.Applied]; ok && seen != s.Lineage {
+				return 0, fmt.Errorf("%s has parted from the others: its lineage at revision %d is %s, not %s", m.Name, s.Applied, s.Lineage, seen)
+			}
+			lineages[s.Applied] = s.Lineage
+			table = append(table, fmt.Sprintf("%s: %s, %s, revision %d, lineage %s, raft index %d, staleness %d ms", m.Name, s.Mode, s.Status, s.Applied, s.Lineage, s.AppliedIndex, s.Staleness))
+			if i == 0 {
+				first = s
+			}
+			level = level && s.Applied == first.Applied && s.Lineage == first.Lineage && s.Applied > 0
+		}
+		if level {
+			return first.Applied, nil
+		}
+		select {
+		case what := <-c.died:
+			return 0, errors.New(what)
+		default:
+		}
+		if time.Now().After(deadline) {
+			return 0, fmt.Errorf("not level after %v:\n  %s", within, strings.Join(table, "\n  "))
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
