@@ -1,24 +1,19 @@
 package clustertests
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/url"
-	"strconv"
 	"strings"
 	"time"
-)
 
-// patience is how long a client waits for an answer: longer than the 7 s for
-// which a node looks for a leader.
-const patience = 10 * time.Second
+	"github.com/holdfast-db/holdfast/cluster-tests/history"
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
+)
 
 // web is shared by all clients; connections are kept.
 var web = &http.Client{Transport: &http.Transport{
@@ -26,6 +21,11 @@ var web = &http.Client{Transport: &http.Transport{
 	DisableCompression:  true,
 	DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
 }}
+
+// api is the node as clients see it.
+func (n *node) api() *workload.Node {
+	return &workload.Node{Name: n.name, Site: n.site, Voter: !n.learner(), URL: "http://" + n.http, Client: web}
+}
 
 // get fetches a path of a node whole.
 func get(ctx context.Context, n *node, path string) (status int, body []byte, err error) {
@@ -35,103 +35,45 @@ func get(ctx context.Context, n *node, path string) (status int, body []byte, er
 
 // call makes one request and reads the answer whole.
 func call(ctx context.Context, n *node, method, path string, body []byte) (int, []byte, http.Header, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+n.http+path, bytes.NewReader(body))
-	if err != nil {
-		return 0, nil, nil, err
-	}
-	resp, err := web.Do(req)
-	if err != nil {
-		return 0, nil, nil, err
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, answer, resp.Header, err
-}
-
-// kvPath is the path of a key, each part escaped.
-func kvPath(key string) string {
-	return "/v1/kv/" + strings.ReplaceAll(url.PathEscape(key), "%2F", "/")
-}
-
-// outcome is what a client knows of its request.
-type outcome uint8
-
-const (
-	decided outcome = iota // the node gave its answer
-	refused                // certainly nothing happened
-	unknown                // it may have happened, or may yet
-)
-
-func (o outcome) String() string { return [...]string{"decided", "refused", "unknown"}[o] }
-
-// judge tells what an answer, or none, says of a write: a 5xx and a broken
-// connection leave it open, a connection that was never made does not.
-func judgeWrite(status int, err error) outcome {
-	var dial *net.OpError
-	switch {
-	case errors.As(err, &dial) && dial.Op == "dial":
-		return refused
-	case err != nil || status >= 500:
-		return unknown
-	case status != http.StatusOK:
-		return refused
-	}
-	return decided
+	a, err := n.api().Ask(ctx, method, path, body)
+	return a.Status, a.Body, a.Header, err
 }
 
 // written is the answer of a PUT or DELETE, as a client judges it.
 type written struct {
-	outcome  outcome
+	outcome  history.Outcome
 	ok       bool   // the body was true
 	revision uint64 // made by it, or at which it was decided
 	status   int
-	text     string // body of a refusal
-	err      error
+	text     string // why it was not decided
+	err      error  // the answer breaks the API
 }
 
 // put writes a key; query is "", "cas=N" or the like.
 func put(n *node, key, value, query string) written {
-	return write(n, http.MethodPut, kvPath(key)+"?"+query, []byte(value))
+	return write(n, http.MethodPut, workload.Key(key)+"?"+query, []byte(value))
 }
 
 // remove deletes a key.
 func remove(n *node, key, query string) written {
-	return write(n, http.MethodDelete, kvPath(key)+"?"+query, nil)
+	return write(n, http.MethodDelete, workload.Key(key)+"?"+query, nil)
 }
 
 func write(n *node, method, path string, body []byte) written {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	status, answer, header, err := call(ctx, n, method, path, body)
-	w := written{outcome: judgeWrite(status, err), status: status, err: err}
-	if w.outcome != decided {
-		w.text = string(answer)
-		return w
-	}
-	w.ok = strings.TrimSpace(string(answer)) == "true"
-	if w.revision, err = strconv.ParseUint(header.Get("X-Consul-Index"), 10, 64); err != nil || w.revision == 0 {
-		// Without the revision the write cannot be judged; that is an error of
-		// the node, not a fault of the scene.
-		w.err = fmt.Errorf("write answered %d without a revision: X-Consul-Index is %q", status, header.Get("X-Consul-Index"))
+	a, err := n.api().Do(context.Background(), method, path, body)
+	w := written{status: a.Status}
+	if w.outcome, w.text = workload.Outcome(a, err); w.outcome == history.Decided {
+		w.ok = a.True()
+		w.revision, w.err = a.Index()
 	}
 	return w
-}
-
-// entry is a key as the API shows it.
-type entry struct {
-	Key         string
-	Value       []byte
-	Flags       uint64
-	ModifyIndex uint64
-	CreateIndex uint64
 }
 
 // answer is what a read came to.
 type answer struct {
 	status  int
-	entries []entry
+	entries []workload.Entry
 	// The headers that say what the answer is worth.
-	node           string
 	applied        uint64
 	staleness      time.Duration
 	stalenessKnown bool
@@ -142,65 +84,34 @@ type answer struct {
 // read asks for a key, or for what stands under it with "recurse" in query.
 // The error tells that there was no answer, or none that can be understood.
 func read(n *node, key, query string) (answer, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	status, body, header, err := call(ctx, n, http.MethodGet, kvPath(key)+"?"+query, nil)
-	if err != nil {
-		return answer{}, err
+	got, err := n.api().Do(context.Background(), http.MethodGet, workload.Key(key)+"?"+query, nil)
+	a := answer{status: got.Status, freshAsOf: got.Header.Get("X-Holdfast-Fresh-As-Of")}
+	if err != nil || got.Status != http.StatusOK && got.Status != http.StatusNotFound {
+		a.text = string(got.Body)
+		return a, err
 	}
-	a := answer{status: status, node: header.Get("X-Holdfast-Node")}
-	if status != http.StatusOK && status != http.StatusNotFound {
-		a.text = string(body)
-		return a, nil
+	if a.applied, err = got.Applied(); err != nil {
+		return a, err
 	}
-	if a.applied, err = strconv.ParseUint(header.Get("X-Holdfast-Applied"), 10, 64); err != nil {
-		return a, badAnswer("X-Holdfast-Applied", header)
+	if a.staleness, a.stalenessKnown, err = got.Staleness(); err != nil {
+		return a, err
 	}
-	switch s := header.Get("X-Holdfast-Staleness"); s {
-	case "unknown":
-		a.freshAsOf = header.Get("X-Holdfast-Fresh-As-Of")
-	default:
-		ms, err := strconv.ParseUint(s, 10, 63)
-		if err != nil {
-			return a, badAnswer("X-Holdfast-Staleness", header)
-		}
-		a.staleness, a.stalenessKnown = time.Duration(ms)*time.Millisecond, true
-	}
-	if status == http.StatusOK {
-		if err := json.Unmarshal(body, &a.entries); err != nil {
-			return a, &answerError{fmt.Sprintf("body %.100q: %v", body, err)}
-		}
-	}
-	return a, nil
-}
-
-// answerError is an answer that breaks the API: a failure of the node, not of
-// the network.
-type answerError struct{ what string }
-
-func (e *answerError) Error() string { return "answer breaks the API: " + e.what }
-
-func badAnswer(name string, h http.Header) error {
-	return &answerError{fmt.Sprintf("header %s is %q", name, h.Get(name))}
+	a.entries, err = got.Entries()
+	return a, err
 }
 
 // keysUnder lists the keys with a prefix as the node has them.
-func keysUnder(n *node, prefix, query string) ([]string, http.Header, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	status, body, header, err := call(ctx, n, http.MethodGet, kvPath(prefix)+"?keys&"+query, nil)
-	if err != nil {
-		return nil, nil, err
+func keysUnder(n *node, prefix, query string) ([]string, error) {
+	a, err := n.api().Do(context.Background(), http.MethodGet, workload.Key(prefix)+"?keys&"+query, nil)
+	switch {
+	case err != nil || a.Status == http.StatusNotFound:
+		return nil, err
+	case a.Status != http.StatusOK:
+		return nil, fmt.Errorf("list %s at %s: status %d: %s", prefix, n, a.Status, a.Body)
 	}
-	switch status {
-	case http.StatusNotFound:
-		return nil, header, nil
-	case http.StatusOK:
-		var keys []string
-		err := json.Unmarshal(body, &keys)
-		return keys, header, err
-	}
-	return nil, header, fmt.Errorf("list %s at %s: status %d: %s", prefix, n, status, body)
+	var keys []string
+	err = json.Unmarshal(a.Body, &keys)
+	return keys, err
 }
 
 // bulkEntry is an element of `consul kv export`.
@@ -214,7 +125,7 @@ type bulkEntry struct {
 func export(n *node, prefix, query string, each func(key string, value []byte) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	path := strings.Replace(kvPath(prefix), "/v1/kv/", "/v1/bulk/", 1) + "?" + query
+	path := strings.Replace(workload.Key(prefix), "/v1/kv/", "/v1/bulk/", 1) + "?" + query
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.http+path, nil)
 	if err != nil {
 		return err

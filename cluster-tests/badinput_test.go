@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 	"github.com/holdfast-db/holdfast/command"
 )
 
@@ -347,7 +348,7 @@ func raw(t *testing.T, n *node, request string, ends bool) string {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(workload.Patience))
 	if _, err := io.WriteString(conn, request); err != nil {
 		t.Fatalf("%.60q: %v", request, err)
 	}

@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 	"github.com/holdfast-db/holdfast/command"
 )
 
@@ -551,34 +552,22 @@ func (c *cluster) waitLeader(among ...*node) *node {
 // waitLevel waits until the nodes (all that run, when none is named) stand at
 // one revision with one lineage, and returns their common status. One revision
 // with two lineages is divergence and fails the test at once.
-func (c *cluster) waitLevel(within time.Duration, nodes ...*node) command.ReplicaStatus {
+func (c *cluster) waitLevel(within time.Duration, nodes ...*node) workload.Status {
 	c.t.Helper()
 	if len(nodes) == 0 {
 		nodes = slices.DeleteFunc(slices.Clone(c.nodes), func(n *node) bool { return !n.running() })
 	}
-	var common command.ReplicaStatus
-	lineages := map[uint64]string{} // seen on any node at a revision
-	c.wait(within, fmt.Sprintf("%v are level", nodes), func() bool {
-		level := true
-		var first command.ReplicaStatus
-		for i, n := range nodes {
-			s, ok := n.status()
-			if !ok {
-				return false
-			}
-			if seen, ok := lineages[s.Applied]; ok && seen != s.Lineage {
-				c.t.Fatalf("%s DIVERGED: lineage %s at revision %d, another node has %s there\n%s", n, s.Lineage, s.Applied, seen, c.table())
-			}
-			lineages[s.Applied] = s.Lineage
-			if i == 0 {
-				first = s
-			}
-			level = level && s.Applied == first.Applied && s.Lineage == first.Lineage && s.Applied > 0
-		}
-		common = first
-		return level
-	})
-	return common
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	var apis []*workload.Node
+	for _, n := range nodes {
+		apis = append(apis, n.api())
+	}
+	s, err := workload.Level(ctx, apis)
+	if err != nil {
+		c.t.Fatalf("%v\n%s", err, c.table())
+	}
+	return s
 }
 
 // table shows every node for the output of a failed test.

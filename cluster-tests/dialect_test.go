@@ -9,6 +9,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/holdfast-db/holdfast/cluster-tests/history"
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 )
 
 // TestTheDialectIsExactAtEveryNode sends requests as clients of other languages write
@@ -26,7 +29,7 @@ func TestTheDialectIsExactAtEveryNode(t *testing.T) {
 // ends in three dots is how the answer begins.
 func exchange(t *testing.T, n *node, method, path, body string, status int, text string) (index uint64) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), workload.Patience)
 	defer cancel()
 	got, answer, header, err := call(ctx, n, method, path, []byte(body))
 	if err != nil {
@@ -51,7 +54,7 @@ func dialect(t *testing.T, n *node, dir string) {
 	kv := "/v1/kv/" + dir
 	session := func(body string) (id string) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), workload.Patience)
 		defer cancel()
 		var made struct{ ID string }
 		_, answer, _, err := call(ctx, n, http.MethodPut, "/v1/session/create", []byte(body))
@@ -139,7 +142,7 @@ func oneMoment(t *testing.T, nodes []*node) {
 				first := put(n, "moment/first", n.name+strconv.Itoa(i), "cas=0")
 				mu.Lock()
 				defer mu.Unlock()
-				if !w.ok || w.err != nil || first.outcome != decided || first.err != nil {
+				if !w.ok || w.err != nil || first.outcome != history.Decided || first.err != nil {
 					t.Errorf("%+v %+v", w, first)
 				}
 				indexes[w.revision] = true

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-db/holdfast/cluster-tests/history"
 	"github.com/holdfast-db/holdfast/command"
 	"github.com/holdfast-db/holdfast/internal/faultfs"
 )
@@ -277,7 +278,7 @@ func TestAFullDiskRefusesOnlyWhatAddsData(t *testing.T) {
 		t.Errorf("a read on full disks: %+v %v", a, err)
 	}
 	for began := time.Now(); time.Since(began) < time.Second; {
-		if w := remove(next, "none", ""); w.outcome != decided {
+		if w := remove(next, "none", ""); w.outcome != history.Decided {
 			t.Fatalf("a delete on full disks: %+v", w)
 		}
 	}

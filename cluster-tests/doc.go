@@ -9,10 +9,7 @@
 //	imports_test.go     the import map of ARCHITECTURE.md, held against the sources
 //	cluster_test.go     a cluster of processes: start, kill, stop, pause, cut, heal, wait
 //	api_test.go         the HTTP API as this package speaks it
-//	history_test.go     what clients did and saw, recorded
-//	checks_test.go      the judges: linearizability, prefixes, staleness, nothing lost
-//	checks_bite_test.go each judge condemns a history with a planted fault
-//	workload_test.go    clients that write, compare-and-set, delete and read through all nodes
+//	traffic_test.go     registers and journals of package workload on such a cluster, and their judgement
 //	faults_test.go      scenes: leader killed, site cut, leader cut, all nodes killed, ...
 //	failover_test.go    how soon a lost leader is replaced, and what replaces none;
 //	                    -long makes the scenes in which nothing happens last for minutes

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 	"github.com/holdfast-db/holdfast/command"
 )
 
@@ -16,14 +17,14 @@ import (
 // the cluster is healed, judged and compared.
 type scene struct {
 	promise string
-	disturb func(c *cluster, w *workload)
+	disturb func(c *cluster, w *traffic)
 }
 
 var scenes = []scene{
-	{"without any fault, everything holds", func(c *cluster, w *workload) {
+	{"without any fault, everything holds", func(c *cluster, w *traffic) {
 		w.awaitWrites(500)
 	}},
-	{"leader killed: another leads, nothing acknowledged is lost", func(c *cluster, w *workload) {
+	{"leader killed: another leads, nothing acknowledged is lost", func(c *cluster, w *traffic) {
 		leader := c.waitLeader()
 		c.kill(leader)
 		killed := time.Now()
@@ -34,12 +35,9 @@ var scenes = []scene{
 		c.waitReady(leader)
 		w.awaitWrites(100)
 	}},
-	{"leader stopped: it hands over, and no request at another node fails", func(c *cluster, w *workload) {
+	{"leader stopped: it hands over, and no request at another node fails", func(c *cluster, w *traffic) {
 		leader := c.waitLeader()
-		w.mu.Lock()
-		w.avoid[leader] = true
-		w.mu.Unlock()
-		c.wait(10*time.Second, "no client waits for the leader", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.asked[leader] == 0 })
+		w.leave(leader)
 		w.mu.Lock()
 		clear(w.lost)
 		w.mu.Unlock()
@@ -51,13 +49,13 @@ var scenes = []scene{
 				c.t.Errorf("%d writes at %s failed during the handover, the first with: %s", len(lost), n, lost[0])
 			}
 		}
-		delete(w.avoid, leader)
 		w.mu.Unlock()
+		w.env.ComeBack(w.node(leader))
 		c.start(leader)
 		c.waitReady(leader)
 	}},
 	pausedLeader,
-	{"leader cut off: another leads, the old one refuses what it cannot promise", func(c *cluster, w *workload) {
+	{"leader cut off: another leads, the old one refuses what it cannot promise", func(c *cluster, w *traffic) {
 		leader := c.waitLeader()
 		c.cutOff("node:" + leader.name)
 		c.waitLeader(without(c.voters(), leader)...)
@@ -71,7 +69,7 @@ var scenes = []scene{
 		})
 		w.awaitReads(leader, 20)
 	}},
-	{"remote site cut off: it goes on serving, home goes on writing, it rejoins by itself", func(c *cluster, w *workload) {
+	{"remote site cut off: it goes on serving, home goes on writing, it rejoins by itself", func(c *cluster, w *traffic) {
 		e1 := c.node("e1")
 		c.cutOff("east")
 		c.wait(15*time.Second, "e1 says that it is cut off", func() bool { s, ok := e1.status(); return ok && s.Status == "cut-off" })
@@ -87,7 +85,7 @@ var scenes = []scene{
 		c.wait(30*time.Second, "e1 is level again", func() bool { s, ok := e1.status(); return ok && s.Status == "level" && s.Applied > before.Applied })
 		w.awaitReads(e1, 50)
 	}},
-	{"home cut off from all other sites: both go on with what they may", func(c *cluster, w *workload) {
+	{"home cut off from all other sites: both go on with what they may", func(c *cluster, w *traffic) {
 		c.cutOff("home")
 		for _, n := range c.learners() {
 			c.wait(15*time.Second, n.name+" says that it is cut off", func() bool { s, ok := n.status(); return ok && s.Status == "cut-off" })
@@ -99,7 +97,7 @@ var scenes = []scene{
 		}
 		c.heal()
 	}},
-	{"majority of the voters killed: nothing is acknowledged, local reads go on", func(c *cluster, w *workload) {
+	{"majority of the voters killed: nothing is acknowledged, local reads go on", func(c *cluster, w *traffic) {
 		leader := c.waitLeader()
 		follower := without(c.voters(), leader)[0]
 		c.kill(leader, follower)
@@ -114,7 +112,7 @@ var scenes = []scene{
 		c.start(leader)
 		c.waitReady(leader)
 	}},
-	{"each node killed in turn", func(c *cluster, w *workload) {
+	{"each node killed in turn", func(c *cluster, w *traffic) {
 		for _, n := range c.nodes {
 			c.kill(n)
 			w.awaitWrites(80)
@@ -123,7 +121,7 @@ var scenes = []scene{
 			w.awaitWrites(40)
 		}
 	}},
-	{"all nodes killed at once: everything acknowledged is there again", func(c *cluster, w *workload) {
+	{"all nodes killed at once: everything acknowledged is there again", func(c *cluster, w *traffic) {
 		for range 2 {
 			c.kill(c.nodes...)
 			for _, n := range c.nodes {
@@ -135,7 +133,7 @@ var scenes = []scene{
 			w.awaitWrites(200)
 		}
 	}},
-	{"a learner killed over and over while it catches up", func(c *cluster, w *workload) {
+	{"a learner killed over and over while it catches up", func(c *cluster, w *traffic) {
 		w1 := c.node("w1")
 		for range 4 {
 			c.kill(w1)
@@ -171,7 +169,7 @@ func demandAlone(c *cluster, n *node) {
 	var wg sync.WaitGroup
 	for _, r := range requests {
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+			ctx, cancel := context.WithTimeout(context.Background(), 2*workload.Patience)
 			defer cancel()
 			began := time.Now()
 			status, body, _, err := call(ctx, n, r.method, r.path, nil)

@@ -18,7 +18,10 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/client"
+	"github.com/holdfast-db/holdfast/cluster-tests/history"
 	"github.com/holdfast-db/holdfast/command"
+
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 )
 
 // feedEvent is an event of a feed, its data as it was sent.
@@ -107,7 +110,7 @@ func TestFeedsLoseAndRepeatNothing(t *testing.T) {
 				default:
 					w = put(n, key, fmt.Sprintf("%d.%d", i, seq), "")
 				}
-				if w.outcome == decided {
+				if w.outcome == history.Decided {
 					acknowledged.Add(1)
 				}
 			}
@@ -231,7 +234,7 @@ func TestFeedsLoseAndRepeatNothing(t *testing.T) {
 		for _, e := range all {
 			var ch struct {
 				Op string
-				KV entry
+				KV workload.Entry
 			}
 			if err := json.Unmarshal([]byte(e.data), &ch); err != nil {
 				t.Fatal(err)

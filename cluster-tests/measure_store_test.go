@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/client"
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 	"github.com/holdfast-db/holdfast/command"
 )
 
@@ -227,7 +228,7 @@ func (c *cluster) firstRead(n *node, keys int) time.Duration {
 		readers.Go(func() {
 			for ctx.Err() == nil && n.running() {
 				key := storeKey(rand.IntN(keys))
-				status, value, err := get(ctx, n, kvPath(key)+"?stale&raw")
+				status, value, err := get(ctx, n, workload.Key(key)+"?stale&raw")
 				switch since := time.Since(began); {
 				case err != nil || status == http.StatusServiceUnavailable:
 					time.Sleep(time.Millisecond) // not there yet

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 )
 
 // measureSwitchovers is how many leaders hand over.
@@ -67,7 +69,7 @@ func TestMeasureSwitchover(t *testing.T) {
 // the voter leads when that has answered.
 func (c *cluster) transfer(through, to *node) {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), workload.Patience)
 	defer cancel()
 	status, body, _, err := call(ctx, through, http.MethodPost, "/v1/operator/raft/transfer-leader?id="+to.name, nil)
 	if err != nil || status != http.StatusOK {

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 )
 
 const (
@@ -94,7 +96,7 @@ func (c *cluster) requestsInFlight(n *node) int {
 // metric is a figure of a node's /metrics that stands alone under its name.
 func (c *cluster) metric(n *node, name string) (value float64) {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), workload.Patience)
 	defer cancel()
 	_, metrics, _, err := call(ctx, n, http.MethodGet, "/metrics", nil)
 	if err != nil {

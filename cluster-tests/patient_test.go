@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 )
 
 // patients are clients of which no request may fail, whoever leads: at each node
@@ -85,7 +87,7 @@ func (p *patient) work(over *atomic.Bool) {
 		}
 		for i := 0; !over.Load(); i++ {
 			leaving, began := p.away.Load(), time.Now()
-			conn.SetDeadline(began.Add(patience))
+			conn.SetDeadline(began.Add(workload.Patience))
 			status, err := conn.do(p.request(i, conn.index))
 			if err != nil {
 				p.lost(err.Error(), !leaving)

@@ -227,7 +227,7 @@ func TestALostHomeIsReplacedWithTheDataThatGoesFurthest(t *testing.T) {
 		t.Errorf("the plan was %+v", plan)
 	}
 	c.waitLevel(20*time.Second, e1, w1)
-	if keys, _, err := keysUnder(e1, "west/", "consistent"); err != nil || len(keys) != 30 {
+	if keys, err := keysUnder(e1, "west/", "consistent"); err != nil || len(keys) != 30 {
 		t.Errorf("the new home has %d keys that only west had, %v", len(keys), err)
 	}
 	// What comes back with nothing of its own needs no rejoin, but another role.

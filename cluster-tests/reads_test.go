@@ -1,15 +1,19 @@
 package clustertests
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/holdfast-db/holdfast/cluster-tests/history"
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 )
 
 // What makes a leader believe that it still is one while others write.
 var (
-	pausedLeader = scene{"leader paused for longer than its lease: when it wakes it answers nothing stale to those who wait for it", func(c *cluster, w *workload) {
+	pausedLeader = scene{"leader paused for longer than its lease: when it wakes it answers nothing stale to those who wait for it", func(c *cluster, w *traffic) {
 		leader := c.waitLeader()
 		c.pause(leader)
 		c.waitLeader(without(c.voters(), leader)...)
@@ -17,11 +21,11 @@ var (
 		waiting := w.crowd(leader)
 		w.awaitWrites(50)
 		c.resume(leader)
-		waiting.Wait()
+		waiting()
 		w.awaitReads(leader, 20)
 	}}
 
-	leaderAndLearner = scene{"leader paused and cut off together with a learner: neither answers anything stale to those who wait", func(c *cluster, w *workload) {
+	leaderAndLearner = scene{"leader paused and cut off together with a learner: neither answers anything stale to those who wait", func(c *cluster, w *traffic) {
 		// The learner answers the leader's heartbeats, which the library takes for the
 		// answer of a voter when it is asked to verify who leads.
 		leader, e1 := c.waitLeader(), c.node("e1")
@@ -35,25 +39,25 @@ var (
 		c.resume(leader)
 		w.awaitWrites(200)
 		c.heal()
-		there.Wait()
-		beside.Wait()
+		there()
+		beside()
 		w.awaitReads(e1, 20)
 	}}
 
-	leadershipHanded = scene{"leadership handed from voter to voter: no read is stale, no write fails, reads share their questions", func(c *cluster, w *workload) {
+	leadershipHanded = scene{"leadership handed from voter to voter: no read is stale, no write fails, reads share their questions", func(c *cluster, w *traffic) {
 		const name = "holdfast_read_index_requests_total"
 		e1 := c.node("e1")
 		asked, read := c.metric(e1, name), 0
 		for i := range 6 {
 			target := without(c.voters(), c.waitLeader())[i%2]
-			var crowds []*sync.WaitGroup
+			var crowds []func()
 			for _, n := range c.nodes {
 				crowds = append(crowds, w.crowd(n))
 			}
 			read += crowdSize
 			c.transfer(c.nodes[i%len(c.nodes)], target)
-			for _, crowd := range crowds {
-				crowd.Wait()
+			for _, answered := range crowds {
+				answered()
 			}
 		}
 		asked = c.metric(e1, name) - asked
@@ -70,18 +74,16 @@ var (
 const crowdSize = 24
 
 // crowd sends many reads to one node at once, consistent ones and, to a voter, default
-// ones. They are recorded when they are answered.
-func (w *workload) crowd(n *node) *sync.WaitGroup {
-	var wg sync.WaitGroup
-	for i := range crowdSize {
-		m := consistent
+// ones. What it returns waits until all are answered.
+func (t *traffic) crowd(n *node) (answered func()) {
+	reads := make([]workload.Read, crowdSize)
+	for i := range reads {
+		reads[i].Mode = workload.Consistent
 		if i%3 == 2 && !n.learner() {
-			m = leading
+			reads[i].Mode = workload.Default
 		}
-		key := w.hotKey(i % 3)
-		wg.Go(func() { w.readAs(-1, n, op{client: 1000 + i, key: key, mode: m, crowded: i >= 6}) })
 	}
-	return &wg
+	return t.register.Crowd(context.Background(), t.env, t.node(n), reads...)
 }
 
 func TestNoConsistentReadIsStaleWhoeverBelievesToLead(t *testing.T) {
@@ -99,7 +101,7 @@ func TestNoConsistentReadIsStaleWhoeverBelievesToLead(t *testing.T) {
 
 // stopsOfCopies pauses a copy, and the leader that it asks, while questions are on
 // their way.
-func stopsOfCopies(c *cluster, w *workload) {
+func stopsOfCopies(c *cluster, w *traffic) {
 	e1 := c.node("e1")
 	var over atomic.Bool
 	var asking sync.WaitGroup
@@ -121,7 +123,7 @@ func stopsOfCopies(c *cluster, w *workload) {
 		w.awaitWrites(30)
 		reads := w.localCrowd(e1)
 		c.resume(e1)
-		reads.Wait()
+		reads()
 		if i%2 == 1 {
 			c.resume(leader)
 		}
@@ -129,17 +131,16 @@ func stopsOfCopies(c *cluster, w *workload) {
 	}
 }
 
-// localCrowd sends many local reads to one node at once.
-func (w *workload) localCrowd(n *node) *sync.WaitGroup {
-	var wg sync.WaitGroup
-	for i := range crowdSize {
-		bound, key := time.Duration(0), w.hotKey(i%3)
+// localCrowd sends many local reads to one node at once, some of them bounded.
+func (t *traffic) localCrowd(n *node) (answered func()) {
+	reads := make([]workload.Read, crowdSize)
+	for i := range reads {
+		reads[i].Mode = workload.Stale
 		if i%3 == 0 {
-			bound = 200 * time.Millisecond
+			reads[i].MaxStale = 200 * time.Millisecond
 		}
-		wg.Go(func() { w.readAs(-1, n, op{client: 2000 + i, key: key, mode: local, bound: bound}) })
 	}
-	return &wg
+	return t.register.Crowd(context.Background(), t.env, t.node(n), reads...)
 }
 
 // What copies say of their age is judged wherever there is load; here they are stopped,
@@ -154,12 +155,12 @@ func TestNoCopyIsOlderThanItSaysOrIsAskedToBe(t *testing.T) {
 	w.awaitWrites(100)
 	crowd := w.localCrowd(c.node("e1"))
 	c.heal()
-	crowd.Wait()
+	crowd()
 	w.awaitReads(c.node("e1"), 30)
 	w.judge()
 	bounded := 0
-	for _, o := range w.history.all() {
-		if o.bound > 0 {
+	for _, o := range w.env.History.Ops(w.register.Name()) {
+		if read, ok := o.In.(workload.Read); ok && read.MaxStale > 0 && o.Outcome == history.Decided {
 			bounded++
 		}
 	}

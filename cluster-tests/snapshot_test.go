@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 )
 
 // archived puts so many keys in and archives them.
@@ -98,7 +100,7 @@ func TestALearnerThatIsCutOffCanBeArchived(t *testing.T) {
 	c.cutOff("east")
 	file := filepath.Join(t.TempDir(), "archive.snap")
 	c.wait(30*time.Second, "an archive needs the leader", func() bool {
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		ctx, cancel := context.WithTimeout(t.Context(), workload.Patience)
 		defer cancel()
 		status, body, err := get(ctx, e1, "/v1/snapshot")
 		return err == nil && status == http.StatusInternalServerError && strings.Contains(string(body), "No cluster leader")

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/client"
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 )
 
 // longestHeld is more than a request may be held back by a change of leader that
@@ -54,7 +55,7 @@ func TestNoRequestFailsWhileLeadershipGoesFromVoterToVoter(t *testing.T) {
 func (c *cluster) waitHealthy(asked *node) {
 	c.t.Helper()
 	c.wait(30*time.Second, "all members are healthy", func() bool {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), workload.Patience)
 		defer cancel()
 		status, _, err := get(ctx, asked, "/v1/operator/autopilot/health")
 		return err == nil && status == http.StatusOK

@@ -83,6 +83,10 @@ type Fault struct {
 
 // History collects requests and faults. Its methods may be called by many at once.
 type History struct {
+	// Observe, if set before the first call, is told of each request when its
+	// outcome is recorded, by the client that made it.
+	Observe func(Op)
+
 	began time.Time
 
 	mu     sync.Mutex
@@ -122,16 +126,19 @@ func (p *Pending) Decided(out any) { p.end(Decided, out, "") }
 func (p *Pending) Refused(why string) { p.end(Refused, nil, why) }
 
 // Unknown records that it may have happened, or may yet: so it has no end either.
-func (p *Pending) Unknown(why string) {
-	p.h.mu.Lock()
-	defer p.h.mu.Unlock()
-	p.o.Why = why
-}
+func (p *Pending) Unknown(why string) { p.end(Unknown, nil, why) }
 
 func (p *Pending) end(outcome Outcome, out any, why string) {
 	p.h.mu.Lock()
-	defer p.h.mu.Unlock()
-	p.o.Return, p.o.Outcome, p.o.Out, p.o.Why = p.h.Now(), outcome, out, why
+	p.o.Outcome, p.o.Out, p.o.Why = outcome, out, why
+	if outcome != Unknown {
+		p.o.Return = p.h.Now()
+	}
+	o := *p.o
+	p.h.mu.Unlock()
+	if p.h.Observe != nil {
+		p.h.Observe(o)
+	}
 }
 
 // Strike records that a fault begins. The returned function records its end.

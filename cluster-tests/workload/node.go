@@ -31,9 +31,9 @@ type Node struct {
 
 func (n *Node) String() string { return n.Name }
 
-// patience is how long a client waits for an answer: longer than the 7 s for
+// Patience is how long a client waits for an answer: longer than the 7 s for
 // which a node looks for a leader.
-const patience = 10 * time.Second
+const Patience = 10 * time.Second
 
 // Answer is a node's answer to one request.
 type Answer struct {
@@ -45,13 +45,13 @@ type Answer struct {
 // Do makes one request and reads the answer whole, within the client's patience.
 // The error says that there is no answer, or that it was cut off.
 func (n *Node) Do(ctx context.Context, method, path string, body []byte, headers ...string) (Answer, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), Patience)
 	defer cancel()
-	return n.do(ctx, method, path, body, headers...)
+	return n.Ask(ctx, method, path, body, headers...)
 }
 
-// do is Do within ctx alone.
-func (n *Node) do(ctx context.Context, method, path string, body []byte, headers ...string) (Answer, error) {
+// Ask is Do within ctx alone.
+func (n *Node) Ask(ctx context.Context, method, path string, body []byte, headers ...string) (Answer, error) {
 	req, err := http.NewRequestWithContext(ctx, method, n.URL+path, bytes.NewReader(body))
 	if err != nil {
 		return Answer{}, err
@@ -145,6 +145,15 @@ func (a Answer) Index() (uint64, error) { return a.number("X-Consul-Index") }
 
 // Applied is the revision of the state that answered.
 func (a Answer) Applied() (uint64, error) { return a.number("X-Holdfast-Applied") }
+
+// Staleness is how old the answer may be; not known when it says so.
+func (a Answer) Staleness() (d time.Duration, known bool, err error) {
+	if a.Header.Get("X-Holdfast-Staleness") == "unknown" {
+		return 0, false, nil
+	}
+	ms, err := a.number("X-Holdfast-Staleness")
+	return time.Duration(ms) * time.Millisecond, err == nil, err
+}
 
 func (a Answer) number(header string) (uint64, error) {
 	n, err := strconv.ParseUint(a.Header.Get(header), 10, 64)

@@ -73,7 +73,8 @@ type Env struct {
 	Clients int
 
 	mu    sync.Mutex
-	asked map[*Node]int // clients that wait for a node now
+	asked map[*Node]int  // clients that wait for a node now
+	left  map[*Node]bool // nodes that are left alone
 }
 
 // Rand is the source of a client's choices, the same for the same seed.
@@ -116,13 +117,38 @@ func (e *Env) pick(r *rand.Rand, nodes []*Node) *Node {
 	if e.asked == nil {
 		e.asked = map[*Node]int{}
 	}
-	free := slices.DeleteFunc(slices.Clone(nodes), func(n *Node) bool { return e.asked[n] >= atOnce })
+	free := slices.DeleteFunc(slices.Clone(nodes), func(n *Node) bool { return e.left[n] || e.asked[n] >= atOnce })
 	if len(free) == 0 {
 		return nil
 	}
 	n := free[r.IntN(len(free))]
 	e.asked[n]++
 	return n
+}
+
+// Leave keeps Pick from choosing a node, and returns when no client that chose it
+// waits for it any more or ctx has ended. ComeBack ends that.
+func (e *Env) Leave(ctx context.Context, n *Node) {
+	for e.leave(n) > 0 && ctx.Err() == nil {
+		Rest(ctx, 5*time.Millisecond)
+	}
+}
+
+func (e *Env) leave(n *Node) (asked int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.left == nil {
+		e.left = map[*Node]bool{}
+	}
+	e.left[n] = true
+	return e.asked[n]
+}
+
+// ComeBack lets clients choose a node again.
+func (e *Env) ComeBack(n *Node) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.left, n)
 }
 
 // Pause is a client's time to think: between nothing and twice Think.
@@ -152,7 +178,11 @@ func (e *Env) each(n int, client func(id int)) {
 }
 
 // All makes one of each workload.
-func All() []Workload { return []Workload{NewSet(), NewAppend(), NewBank(), NewLongFork()} }
+func All() []Workload {
+	return []Workload{
+		NewSet(), NewRegister(), NewJournal(), NewCounter(), NewCausal(), NewAppend(), NewBank(), NewLongFork(),
+	}
+}
 
 // Run is a set of workloads at work on one cluster.
 type Run struct {
@@ -186,12 +216,16 @@ func (r *Run) Stop() {
 // Judge makes the last reads of each workload on the whole and level cluster and
 // returns all anomalies. The error says that the last reads could not be made.
 func (r *Run) Judge(ctx context.Context) ([]Anomaly, error) {
-	var found []Anomaly
 	for _, w := range r.workloads {
 		if err := w.Finish(ctx, r.env); err != nil {
-			return nil, fmt.Errorf("last reads of %s: %w", w.Name(), err)
+			return r.Check(), fmt.Errorf("last reads of %s: %w", w.Name(), err)
 		}
 	}
+	return r.Check(), nil
+}
+
+// Check judges what was recorded so far.
+func (r *Run) Check() (found []Anomaly) {
 	for _, w := range r.workloads {
 		for i, a := range w.Check(r.env.History.Ops(w.Name())) {
 			if i == mostAnomalies {
@@ -201,7 +235,7 @@ func (r *Run) Judge(ctx context.Context) ([]Anomaly, error) {
 			found = append(found, a)
 		}
 	}
-	return found, nil
+	return found
 }
 
 // mostAnomalies are shown of one workload: one lost write may be missed by a
