@@ -57,6 +57,8 @@ var importMap = []rule{
 		"a question that every package may ask: see everybodyMay"},
 	{"internal/faultfs", nil,
 		"a disk that fails on request: only tests may have one"},
+	{"internal/fakeclock", nil,
+		"a clock that jumps on request: only tests may have one"},
 	{"cluster-tests/history", nil,
 		"it records what clients see, and knows none of what they ask"},
 	{"cluster-tests/workload", []string{"cluster-tests/history"},
