@@ -1,13 +1,19 @@
 package fsm
 
 import (
+	"time"
+
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/internal/planted"
 	"github.com/holdfast-db/holdfast/store"
 )
 
 func put(b *store.Batch, c *command.Put) (command.Result, error) {
 	switch c.Mode {
 	case command.PutAlways:
+		if planted.Bug("clock-in-apply") {
+			c.Flags = uint64(time.Now().UnixNano())
+		}
 		return command.Result{OK: true}, b.Set(c.Key, c.Value, c.Flags)
 	case command.PutCAS:
 		modified, exists, err := b.Modified(c.Key)

@@ -7,6 +7,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/internal/planted"
 )
 
 // clusterTime is the leader's cluster time: it continues from the last applied
@@ -89,6 +90,9 @@ func (n *Node) beginLeading(term uint64) bool {
 		return false
 	}
 	base, _ := n.parts.State.Stamp()
+	if planted.Bug("time-of-the-leader") {
+		base += command.Stamp(time.Hour)
+	}
 	n.time.Store(&clusterTime{base: base, since: n.cfg.Clock.Steady(), steady: n.cfg.Clock.Steady})
 	n.timers.begin(term)
 	n.beginPilot(term)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/internal/planted"
 )
 
 // Propose carries out a write, on whichever node leads, exactly once, and returns
@@ -26,6 +27,15 @@ import (
 func (n *Node) Propose(ctx context.Context, c command.Command) (command.Result, error) {
 	if err := command.Validate(c); err != nil {
 		return command.Result{}, err
+	}
+	if p, ok := c.(*command.Put); ok && p.Mode == command.PutCAS && planted.Bug("cas-before-the-log") {
+		if view, err := n.parts.State.View(); err == nil {
+			rec, err := view.Get(p.Key)
+			view.Close()
+			if command.Unchanged(p.Index, rec.ModifyRevision, err == nil) {
+				c = &command.Put{Key: p.Key, Value: p.Value, Flags: p.Flags}
+			}
+		}
 	}
 	var (
 		own *ownWrite

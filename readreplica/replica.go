@@ -256,7 +256,7 @@ func (r *Replica) Read(ctx context.Context, o command.ReadOptions, fn func(comma
 	if at := r.Diverged(); at != 0 {
 		return r.info(node.Instant{}, false), command.ErrDiverged.With("from revision %d on", at)
 	}
-	if o.MinRevision > 0 {
+	if o.MinRevision > 0 && !planted.Bug("min-index-ignored") {
 		if err := r.awaitRevision(ctx, o); err != nil {
 			return r.info(node.Instant{}, false), err
 		}
@@ -274,6 +274,10 @@ func (r *Replica) Read(ctx context.Context, o command.ReadOptions, fn func(comma
 		if planted.Bug("late-certificate") && o.Mode == command.ReadStale {
 			time.Sleep(100 * time.Millisecond) // an evaluation that takes long
 			asOf, known = r.cert.get()
+		}
+		if planted.Bug("max-stale-before-the-answer") && o.MaxStale > 0 {
+			time.Sleep(100 * time.Millisecond)
+			o.MaxStale = time.Hour // it was judged by the gate
 		}
 		info := r.info(asOf, known)
 		info.Revision, info.Oldest = revision, oldest
