@@ -607,7 +607,7 @@ func (c *checker) boltLog() {
 				}
 				var l raft.Log
 				index := binary.BigEndian.Uint64(k)
-				err := openGuarded(boltLogFile, func() error { return entries.GetLog(index, &l) })
+				err := openGuarded(boltLogFile, func() error { return boltLog{entries}.GetLog(index, &l) })
 				e.entry(index, &l, err)
 				return nil
 			})

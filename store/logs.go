@@ -436,7 +436,11 @@ func (d *Dir) openLogs(kind string) (_ *Logs, err error) {
 func (d *Dir) openBackend(kind string) (logBackend, error) {
 	path := filepath.Join(d.path, logStorePath(kind))
 	if kind == LogStoreBolt {
-		return openBolt(path)
+		db, err := openBolt(path)
+		if err != nil {
+			return nil, err
+		}
+		return boltLog{db}, nil
 	}
 	return openWAL(path, d.walSegment, d.disk, d.log)
 }

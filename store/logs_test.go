@@ -440,6 +440,41 @@ func TestDamagedEntryIsReportedAndFinal(t *testing.T) {
 	wantEntry(t, l.Log, 2, 1, 1000)
 }
 
+// What an entry carries is a byte of a page like any other to bbolt, and would go to
+// the followers as it is.
+func TestNoFlippedBitOfABoltEntryIsRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "data")
+	d := openTestDir(t, path)
+	l := openTestLogs(t, d, LogStoreBolt)
+	mark := bytes.Repeat([]byte("marked"), 20)
+	entry := testEntry(1, 3, 0)
+	entry.Data, entry.Extensions = mark, []byte("extended")
+	if err := errors.Join(l.Log.StoreLog(entry), l.Log.StoreLog(testEntry(2, 3, 100)), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(path, boltLogFile)
+	whole, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range [][]byte{mark, []byte("extended"), []byte("AppendedAt")} {
+		b := bytes.Clone(whole)
+		for at, last := bytes.Index(b, part), 0; at >= 0; at = bytes.Index(b[last:], part) {
+			last += at + len(part)
+			b[last-1] ^= 4
+		}
+		write(t, name, b)
+		_, err := d.OpenLogs(LogStoreBolt)
+		oneLine(t, err, "read entry 1 of the boltdb log: stored record is damaged")
+	}
+	write(t, name, whole)
+	l = openTestLogs(t, d, LogStoreBolt)
+	var got raft.Log
+	if err := l.Log.GetLog(1, &got); err != nil || !sameEntry(&got, entry) {
+		t.Errorf("entry 1: %+v, %v", got, err)
+	}
+}
+
 func TestDamagedFileIsRefusedWithoutEndingTheProcess(t *testing.T) {
 	for _, c := range []struct{ kind, file string }{
 		{LogStoreWAL, stableFile},

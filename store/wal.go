@@ -131,6 +131,16 @@ func (walCodec) Encode(l *raft.Log, w io.Writer) error {
 		buf.Grow(len(l.Data) + len(l.Extensions) + entryOverhead)
 		b = buf.AvailableBuffer()
 	}
+	b, err := appendEntry(b, l)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(binary.BigEndian.AppendUint32(b, crc32.Checksum(b, identityCRC)))
+	return err
+}
+
+// appendEntry appends raft-wal's own encoding of an entry.
+func appendEntry(b []byte, l *raft.Log) ([]byte, error) {
 	b = binary.AppendUvarint(b, l.Index)
 	b = binary.AppendUvarint(b, l.Term)
 	b = binary.AppendUvarint(b, uint64(l.Type))
@@ -138,12 +148,7 @@ func (walCodec) Encode(l *raft.Log, w io.Writer) error {
 	b = append(b, l.Data...)
 	b = binary.AppendUvarint(b, uint64(len(l.Extensions)))
 	b = append(b, l.Extensions...)
-	b, err := l.AppendedAt.AppendBinary(b)
-	if err != nil {
-		return err
-	}
-	_, err = w.Write(binary.BigEndian.AppendUint32(b, crc32.Checksum(b, identityCRC)))
-	return err
+	return l.AppendedAt.AppendBinary(b)
 }
 
 // Decode implements wal.Codec.
