@@ -303,11 +303,7 @@ func (c *checker) stable() {
 	if db == nil {
 		return
 	}
-	err := openGuarded(c.path(stableFile), func() error { return db.View(knownStable) })
-	if cerr := db.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
+	if err := db.Close(); err != nil {
 		c.failed(p, err)
 	}
 	if err := openGuarded(c.path(stableFile), func() error {
@@ -320,29 +316,14 @@ func (c *checker) stable() {
 		if err != nil {
 			return err
 		}
-		v, err := s.vote()
-		if err != nil {
-			return err
-		}
-		if b, err := s.Get([]byte(raftCurrentTerm)); err == nil {
-			if len(b) != 8 {
-				return fmt.Errorf("the current term has %d bytes", len(b))
-			}
-			c.term = binary.BigEndian.Uint64(b)
-		} else if !errors.Is(err, raftboltdb.ErrKeyNotFound) {
-			return err
-		}
-		if v.term > c.term {
-			return fmt.Errorf("it voted in term %d, but its current term is %d", v.term, c.term)
+		r := s.stored.Load()
+		if c.term = r.Term; r.VoteTerm > r.Term {
+			return fmt.Errorf("it voted in term %d, but its current term is %d", r.VoteTerm, r.Term)
 		}
 		return nil
 	}); err != nil {
 		c.failed(p, err)
 	}
-}
-
-func knownStable(tx *bbolt.Tx) error {
-	return knownNames(tx, "conf", raftCurrentTerm, stableVote, stablePeers)
 }
 
 func knownSegments(tx *bbolt.Tx) error {

@@ -225,9 +225,8 @@ func contentsOf(t testing.TB, dir string) (c contents, err error) {
 }
 
 // same reports whether a start that finds c has lost nothing of what one that
-// finds want has. A boltdb log has no checksums: of its entries only that they are
-// there is compared.
-func (c contents) same(want contents, kind string) error {
+// finds want has.
+func (c contents) same(want contents) error {
 	if c.head != want.head || c.oldest != want.oldest || c.vote != want.vote {
 		return fmt.Errorf("head %+v, vote %q; want %+v, %q", c.head, c.vote, want.head, want.vote)
 	}
@@ -240,7 +239,7 @@ func (c contents) same(want contents, kind string) error {
 		}
 	}
 	for i, e := range want.entries {
-		if got, ok := c.entries[i]; !ok && i > want.applied || ok && kind == LogStoreWAL && !sameEntry(&got, &e) {
+		if got, ok := c.entries[i]; !ok && i > want.applied || ok && !sameEntry(&got, &e) {
 			return fmt.Errorf("entry %d differs", i)
 		}
 	}
@@ -303,7 +302,7 @@ func TestAFlippedByteIsReportedOrHarmless(t *testing.T) {
 					}
 					got, err := contentsOf(t, dir)
 					if err == nil {
-						err = got.same(want, kind)
+						err = got.same(want)
 					}
 					if err != nil {
 						t.Errorf("byte %d of %d, %#x to %#x, is not reported: %v", i, len(whole), whole[i], bad[i], err)
@@ -337,7 +336,7 @@ func TestAFileThatIsCutShortIsReported(t *testing.T) {
 				}
 				got, err := contentsOf(t, dir)
 				if err == nil {
-					err = got.same(want, kind)
+					err = got.same(want)
 				}
 				if err != nil {
 					t.Errorf("%s %s cut from %d to %d bytes is not reported: %v", kind, filepath.Base(file), len(whole), size, err)

@@ -71,7 +71,8 @@ type world struct {
 	first, last uint64
 	terms       map[uint64]uint64
 	term        uint64
-	vote        vote
+	voteTerm    uint64
+	candidate   string
 	peer        PeerSeen
 }
 
@@ -242,7 +243,7 @@ func voteFor(term uint64, candidate string) step {
 			return err
 		}
 		return n.logs.Stable.Set([]byte(raftLastVoteCand), []byte(candidate))
-	}, func(w *world) { w.vote = vote{term, []byte(candidate)} }}
+	}, func(w *world) { w.voteTerm, w.candidate = term, candidate }}
 }
 
 func seePeer(starts uint64) step {
@@ -562,10 +563,11 @@ func (n *living) wantStable(before, after world) {
 	if err != nil && !absent(err) || term != before.term && term != after.term {
 		n.t.Fatalf("term %d, %v; not %d or %d", term, err, before.term, after.term)
 	}
-	v, err := n.logs.stable.vote()
-	is := func(w vote) bool { return v.term == w.term && string(v.candidate) == string(w.candidate) }
-	if err != nil || !is(before.vote) && !is(after.vote) {
-		n.t.Fatalf("vote %v, %v; not %v or %v", v, err, before.vote, after.vote)
+	r := n.logs.stable.stored.Load()
+	is := func(w world) bool { return r.VoteTerm == w.voteTerm && string(r.Candidate) == w.candidate }
+	if !is(before) && !is(after) {
+		n.t.Fatalf("vote for %q in term %d; not for %q in %d or %q in %d", r.Candidate, r.VoteTerm,
+			before.candidate, before.voteTerm, after.candidate, after.voteTerm)
 	}
 	if seen := n.logs.Peers()["peer"]; seen != before.peer && seen != after.peer {
 		n.t.Fatalf("peer seen %v; not %v or %v", seen, before.peer, after.peer)

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-db/holdfast/command"
@@ -408,7 +409,7 @@ func (d *Dir) openLogs(kind string) (_ *Logs, err error) {
 	}
 	l := &Logs{kind: kind, latch: newLatch()}
 	l.latch.told = d.disk.fail
-	stable, err := openBolt(filepath.Join(d.path, stableFile))
+	stable, err := openStable(filepath.Join(d.path, stableFile))
 	if err != nil {
 		return nil, bad(stableFile, err)
 	}
@@ -436,7 +437,7 @@ func (d *Dir) openLogs(kind string) (_ *Logs, err error) {
 func (d *Dir) openBackend(kind string) (logBackend, error) {
 	path := filepath.Join(d.path, logStorePath(kind))
 	if kind == LogStoreBolt {
-		db, err := openBolt(path)
+		db, err := openBolt(path, func(*raftboltdb.BoltStore) error { return nil })
 		if err != nil {
 			return nil, err
 		}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -27,15 +29,13 @@ const (
 	raftLastVoteCand = "LastVoteCand"
 )
 
-// Our own keys in stable.db, beside the library's.
-const (
-	stableVote  = "holdfast.vote"
-	stablePeers = "holdfast.peers"
-)
+// stableKey is the one name in stable.db.
+const stableKey = "holdfast.stable"
 
 // openBolt opens a raft-boltdb file, or creates it: under another name first,
-// so that a crash leaves no half-made file under this one.
-func openBolt(path string) (*raftboltdb.BoltStore, error) {
+// so that a crash leaves no half-made file under this one. begin puts into a new file
+// what is always there.
+func openBolt(path string, begin func(*raftboltdb.BoltStore) error) (*raftboltdb.BoltStore, error) {
 	open := func(path string) (s *raftboltdb.BoltStore, err error) {
 		err = openGuarded(path, func() error {
 			s, err = raftboltdb.New(raftboltdb.Options{
@@ -53,7 +53,7 @@ func openBolt(path string) (*raftboltdb.BoltStore, error) {
 		return s, err
 	}
 	if _, err := os.Stat(path); err == nil {
-		if err := verifyBoltFile(path); err != nil {
+		if err := errors.Join(verifyBoltFile(path), checkBoltMetas(path)); err != nil {
 			return nil, err
 		}
 		return open(path)
@@ -68,7 +68,7 @@ func openBolt(path string) (*raftboltdb.BoltStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.Close(); err != nil {
+	if err := errors.Join(begin(s), s.Close()); err != nil {
 		return nil, err
 	}
 	if err := os.Rename(tmp, path); err != nil {
@@ -92,17 +92,61 @@ func openGuarded(path string, open func() error) (err error) {
 	return open()
 }
 
+// openStable opens stable.db, or creates it.
+func openStable(path string) (*raftboltdb.BoltStore, error) {
+	return openBolt(path, func(db *raftboltdb.BoltStore) error {
+		return (&stableRecord{}).write(db)
+	})
+}
+
 // stableBackend is what keeps the stable values: raft-boltdb, or a test's.
 type stableBackend interface {
 	raft.StableStore
 	Close() error
 }
 
+// stableRecord is all that the stable store holds. It is one record, so that no part of
+// it can be lost alone, or be older than the rest: a promise that is forgotten is one
+// that can be given twice. On disk it is JSON with a CRC32C (4 bytes, big endian) at its
+// end.
+type stableRecord struct {
+	// Term is Raft's current term; 0 before there was one.
+	Term uint64 `json:"term"`
+	// VoteTerm and Candidate are the last vote; 0 and nil when none was given.
+	VoteTerm  uint64 `json:"vote_term,omitempty"`
+	Candidate []byte `json:"candidate,omitempty"`
+	// Peers is what was last seen of each peer. It is replaced, never changed.
+	Peers map[string]PeerSeen `json:"peers,omitempty"`
+}
+
+func (r *stableRecord) write(db stableBackend) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return db.Set([]byte(stableKey), binary.BigEndian.AppendUint32(b, crc32.Checksum(b, identityCRC)))
+}
+
+func (r *stableRecord) read(db stableBackend) error {
+	b, err := db.Get([]byte(stableKey))
+	if errors.Is(err, raftboltdb.ErrKeyNotFound) {
+		return command.ErrDamaged.With("term and vote are missing")
+	}
+	if err != nil {
+		return err
+	}
+	n := len(b) - 4
+	if n < 0 || binary.BigEndian.Uint32(b[n:]) != crc32.Checksum(b[:n], identityCRC) {
+		return command.ErrDamaged.With("term and vote do not match their checksum")
+	}
+	return json.Unmarshal(b[:n], r)
+}
+
 // raftStable is Raft's stable store. What a call wrote is durable on return,
 // with two exceptions:
 //
 //   - The library stores a vote as two values, the term first. The term is
-//     held back until the candidate comes, and both are written as one record.
+//     held back until the candidate comes, and both are written at once.
 //     Reads give the vote that is on disk.
 //   - After the first failed write of this process a new current term is kept
 //     in memory and reported as stored, where the library would otherwise end
@@ -112,66 +156,60 @@ type raftStable struct {
 	db    stableBackend
 	latch *latch
 	disk  *Disk
-	// writing is held during a write.
+	// writing is held during a write. Reads do not wait for it.
 	writing sync.Mutex
-
-	// mu makes a vote's two halves, and the table of peers, one step each.
-	mu          sync.Mutex
-	pendingTerm uint64 // of a vote whose candidate has not come yet; 0: none
-	unsavedTerm uint64 // the current term when it could not be stored
-	peers       map[string]PeerSeen
+	// stored is what is on disk. What it points to is never changed.
+	stored atomic.Pointer[stableRecord]
+	// pendingTerm is that of a vote whose candidate has not come yet; 0: none.
+	pendingTerm atomic.Uint64
+	// unsavedTerm is the current term when it could not be stored; 0: it could.
+	unsavedTerm atomic.Uint64
 }
 
 var _ raft.StableStore = (*raftStable)(nil)
 
 func newRaftStable(db stableBackend, l *latch, disk *Disk) (*raftStable, error) {
-	s := &raftStable{db: db, latch: l, disk: disk, peers: map[string]PeerSeen{}}
-	b, err := db.Get([]byte(stablePeers))
-	switch {
-	case errors.Is(err, raftboltdb.ErrKeyNotFound):
-		return s, nil
-	case err != nil:
+	s, r := &raftStable{db: db, latch: l, disk: disk}, &stableRecord{}
+	if err := r.read(db); err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal(b, &s.peers); err != nil {
-		return nil, fmt.Errorf("%s: what was seen of the peers is damaged: %w", stableFile, err)
-	}
+	s.stored.Store(r)
 	return s, nil
 }
 
-// write stores one value, unless an earlier write failed.
-func (s *raftStable) write(key string, val []byte) error {
+// write changes the record, unless an earlier write failed.
+func (s *raftStable) write(what string, fn func(r *stableRecord)) error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	if err := s.latch.get(); err != nil {
 		return err
 	}
-	defer s.disk.begin("store "+key, urgent)()
-	if err := s.db.Set([]byte(key), val); err != nil {
-		return s.latch.fail(fmt.Errorf("store %s: %w", key, err))
+	r := *s.stored.Load()
+	fn(&r)
+	defer s.disk.begin("store "+what, urgent)()
+	if err := r.write(s.db); err != nil {
+		return s.latch.fail(fmt.Errorf("store %s: %w", what, err))
 	}
+	s.stored.Store(&r)
 	return nil
 }
+
+func unknownStable(key []byte) error { return fmt.Errorf("the stable store has no place for %q", key) }
 
 // Set implements raft.StableStore.
 func (s *raftStable) Set(key, val []byte) error {
 	if string(key) != raftLastVoteCand {
-		return s.write(string(key), val)
+		return unknownStable(key)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	term := s.pendingTerm
-	if term == 0 {
-		v, err := s.vote()
-		if err != nil {
-			return err
+	if err := s.write("vote", func(r *stableRecord) {
+		if term := s.pendingTerm.Load(); term > 0 {
+			r.VoteTerm = term
 		}
-		term = v.term
-	}
-	if err := s.write(stableVote, encodeVote(vote{term: term, candidate: val})); err != nil {
+		r.Candidate = bytes.Clone(val)
+	}); err != nil {
 		return err
 	}
-	s.pendingTerm = 0
+	s.pendingTerm.Store(0)
 	return nil
 }
 
@@ -179,83 +217,45 @@ func (s *raftStable) Set(key, val []byte) error {
 func (s *raftStable) SetUint64(key []byte, val uint64) error {
 	switch string(key) {
 	case raftLastVoteTerm:
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.pendingTerm = val
+		s.pendingTerm.Store(val)
 		return s.latch.get()
 	case raftCurrentTerm:
-		if err := s.write(raftCurrentTerm, binary.BigEndian.AppendUint64(nil, val)); err != nil {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			s.unsavedTerm = val
+		if err := s.write("term", func(r *stableRecord) { r.Term = val }); err != nil {
+			s.unsavedTerm.Store(val)
 		}
 		return nil
 	}
-	return s.write(string(key), binary.BigEndian.AppendUint64(nil, val))
+	return unknownStable(key)
 }
 
 // Get implements raft.StableStore. A key that was never set is the error "not
 // found", which the library compares by its text.
 func (s *raftStable) Get(key []byte) ([]byte, error) {
-	if string(key) == raftLastVoteCand {
-		v, err := s.vote()
-		if err == nil && v.candidate == nil {
-			err = raftboltdb.ErrKeyNotFound
-		}
-		return v.candidate, err
+	if string(key) != raftLastVoteCand {
+		return nil, unknownStable(key)
 	}
-	return s.db.Get(key)
+	if c := s.stored.Load().Candidate; c != nil {
+		return bytes.Clone(c), nil
+	}
+	return nil, raftboltdb.ErrKeyNotFound
 }
 
 // GetUint64 implements raft.StableStore.
 func (s *raftStable) GetUint64(key []byte) (uint64, error) {
+	r := s.stored.Load()
+	var val uint64
 	switch string(key) {
 	case raftLastVoteTerm:
-		v, err := s.vote()
-		if err == nil && v.candidate == nil {
-			err = raftboltdb.ErrKeyNotFound
-		}
-		return v.term, err
+		val = r.VoteTerm
 	case raftCurrentTerm:
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.unsavedTerm > 0 {
-			return s.unsavedTerm, nil
-		}
+		val = max(r.Term, s.unsavedTerm.Load())
+	default:
+		return 0, unknownStable(key)
 	}
-	return s.db.GetUint64(key)
-}
-
-// vote is a vote as it is on disk; the zero value when none was given.
-type vote struct {
-	term      uint64
-	candidate []byte
-}
-
-func (s *raftStable) vote() (vote, error) {
-	b, err := s.db.Get([]byte(stableVote))
-	if errors.Is(err, raftboltdb.ErrKeyNotFound) {
-		return vote{}, nil
+	if val == 0 {
+		return 0, raftboltdb.ErrKeyNotFound
 	}
-	if err != nil {
-		return vote{}, err
-	}
-	return decodeVote(b)
-}
-
-// A vote is term (8 bytes, big endian), candidate, CRC32C of both (4).
-func encodeVote(v vote) []byte {
-	b := binary.BigEndian.AppendUint64(nil, v.term)
-	b = append(b, v.candidate...)
-	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b, identityCRC))
-}
-
-func decodeVote(b []byte) (vote, error) {
-	n := len(b) - 4
-	if n < 8 || binary.BigEndian.Uint32(b[n:]) != crc32.Checksum(b[:n], identityCRC) {
-		return vote{}, fmt.Errorf("%s: the last vote is damaged", stableFile)
-	}
-	return vote{term: binary.BigEndian.Uint64(b), candidate: b[8:n:n]}, nil
+	return val, nil
 }
 
 // PeerSeen is what a node last saw of a peer. A peer that shows less later has
@@ -264,28 +264,24 @@ type PeerSeen = command.PeerSeen
 
 // setPeer records a peer; the zero value forgets it.
 func (s *raftStable) setPeer(id string, v PeerSeen) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.peers[id] == v {
-		return nil
+	if s.stored.Load().Peers[id] == v {
+		return nil // without waiting for a disk that hangs
 	}
-	peers := maps.Clone(s.peers)
-	if peers[id] = v; v == (PeerSeen{}) {
-		delete(peers, id)
-	}
-	b, err := json.Marshal(peers)
-	if err != nil {
-		return err
-	}
-	if err := s.write(stablePeers, b); err != nil {
-		return err
-	}
-	s.peers = peers
-	return nil
+	return s.write("what was seen of a peer", func(r *stableRecord) {
+		peers := maps.Clone(r.Peers)
+		if peers == nil {
+			peers = map[string]PeerSeen{}
+		}
+		if peers[id] = v; v == (PeerSeen{}) {
+			delete(peers, id)
+		}
+		r.Peers = peers
+	})
 }
 
 func (s *raftStable) peersSeen() map[string]PeerSeen {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return maps.Clone(s.peers)
+	if peers := maps.Clone(s.stored.Load().Peers); peers != nil {
+		return peers
+	}
+	return map[string]PeerSeen{}
 }

@@ -72,7 +72,7 @@ func openWAL(dir string, segmentBytes int, disk *Disk, log hclog.Logger) (*walLo
 		return nil, err
 	}
 	table := filepath.Join(dir, metadb.FileName)
-	if err := verifyBoltFile(table); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := errors.Join(verifyBoltFile(table), checkBoltMetas(table)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s %w", metadb.FileName, err)
 	}
 	db := &metadb.BoltMetaDB{}
