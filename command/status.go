@@ -26,10 +26,12 @@ type Hello struct {
 }
 
 // PeerSeen is what a node remembers of a peer, to notice a disk that was
-// rolled back: a peer whose Starts or LastIndex is below this went back.
+// rolled back: a peer whose Starts or LastIndex is below this went back, and so did one
+// whose start of that number is another one than was seen.
 type PeerSeen struct {
-	Starts    uint64 `json:"starts"`
-	LastIndex uint64 `json:"last_index"` // highest committed index the peer was seen to hold
+	Starts      uint64 `json:"starts"`
+	Incarnation string `json:"incarnation,omitempty"` // of the process at that start
+	LastIndex   uint64 `json:"last_index"`            // highest committed index the peer was seen to hold
 }
 
 // Site is one place and its servers, as /v1/sites shows it.

@@ -977,6 +977,25 @@ func TestADiskThatWentBackIsRefused(t *testing.T) {
 	}
 }
 
+// Who comes back as of an earlier moment starts again with a number that was used, however
+// little was seen of what it has forgotten.
+func TestAStartThatIsNotTheOneThatWasSeenIsRefused(t *testing.T) {
+	n := newCluster(t, nil).leader().n.Load()
+	peer := command.Hello{ID: "x-1", Name: "x", Starts: 2, Incarnation: "second", LastIndex: 5, Applied: 5}
+	copied := peer
+	copied.Incarnation, copied.LastIndex, copied.Applied = "second of a copy", 9, 9
+	next := copied
+	next.Starts, next.Incarnation = 3, "third"
+	for _, c := range []struct {
+		peer command.Hello
+		want error
+	}{{peer, nil}, {peer, nil}, {copied, command.ErrWentBack}, {next, nil}, {copied, command.ErrWentBack}} {
+		if err := n.Check(c.peer); !errors.Is(err, c.want) {
+			t.Errorf("%+v: %v, want %v", c.peer, err, c.want)
+		}
+	}
+}
+
 func TestEverythingIsThereAfterAllNodesRestart(t *testing.T) {
 	c := newCluster(t, nil)
 	c.add("e1", "east", command.RoleLearner)

@@ -32,7 +32,8 @@ func (n *Node) rememberPeers() {
 
 // Check judges a peer at connect: whether its disk went back. A peer that
 // started less often, or holds less, than was seen of it may have forgotten a
-// vote or a write it acknowledged.
+// vote or a write it acknowledged. A start is counted durably before anybody hears of
+// it, so two starts with one number are those of a disk and of an older copy of it.
 //
 // Only a new process can have gone back, so each incarnation is judged once, at
 // its first connection. Later introductions may overtake one another: one that
@@ -59,7 +60,11 @@ func (n *Node) Check(peer command.Hello) error {
 		return command.ErrWentBack.With("%s was seen at start %d with entry %d, now it is at start %d with entry %d",
 			peer.Name, seen.Starts, seen.LastIndex, peer.Starts, peer.LastIndex)
 	}
-	if err := n.parts.Logs.SetPeer(peer.ID, command.PeerSeen{Starts: peer.Starts, LastIndex: max(peer.Applied, seen.LastIndex)}); err != nil {
+	if peer.Starts == seen.Starts && seen.Incarnation != "" && peer.Incarnation != seen.Incarnation {
+		return command.ErrWentBack.With("%s was seen at start %d, and this is another start %d: its disk is an older copy of what was started then",
+			peer.Name, seen.Starts, peer.Starts)
+	}
+	if err := n.parts.Logs.SetPeer(peer.ID, command.PeerSeen{Starts: peer.Starts, Incarnation: peer.Incarnation, LastIndex: max(peer.Applied, seen.LastIndex)}); err != nil {
 		return fmt.Errorf("remember %s: %w", peer.Name, err)
 	}
 	n.seen.Lock()
