@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -430,39 +432,53 @@ func TestAStateThatWasDamagedIsMadeAgainFromALogThatHoldsEverything(t *testing.T
 	}
 }
 
-// A log that ends below what the state held has forgotten what was acknowledged.
-func TestAMemberWithoutItsStateAndWithoutALogToMatchIsRefused(t *testing.T) {
-	c := newCluster(t, nil)
-	f := c.followers()[0]
-	for i := range 20 {
-		c.write("a", fmt.Sprint(i))
-	}
-	c.level()
-	f.stop()
-	f.setAside()
-	d, err := store.OpenDir(f.dir, f.id, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	logs, err := d.OpenLogs(f.logStore)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, last, err := logs.Bounds()
-	if err == nil {
-		err = logs.Log.DeleteRange(last-5, last)
-	}
-	for _, cerr := range []error{err, logs.Close(), d.Close()} {
-		if cerr != nil {
-			t.Fatal(cerr)
-		}
-	}
-	if err := f.tryStart(t.Context()); !errors.Is(err, command.ErrWentBack) {
-		t.Errorf("it starts: %v", err)
-	}
-	for _, cerr := range []error{f.tr.Close(), f.state.Close(), f.logs.Close(), f.disk.Close()} {
-		if cerr != nil {
-			t.Error(cerr)
-		}
+// A log that ends below what the state held has forgotten what was acknowledged, whether
+// the state is lost altogether or is only one of an earlier moment.
+func TestAMemberWhoseLogEndsBelowWhatItHeldIsRefused(t *testing.T) {
+	for _, lost := range []string{"the state, and the end of the log", "the end of the log"} {
+		t.Run(lost, func(t *testing.T) {
+			c := newCluster(t, nil)
+			f := c.followers()[0]
+			c.write("a", "first")
+			c.level()
+			f.stop()
+			state := filepath.Join(f.dir, "state.db")
+			old, err := os.ReadFile(state)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.start()
+			for i := range 20 {
+				c.write("a", fmt.Sprint(i))
+			}
+			c.level()
+			f.stop()
+			if lost == "the end of the log" {
+				err = os.WriteFile(state, old, 0o600) // as it is until it is flushed
+			} else {
+				f.setAside()
+			}
+			d, derr := store.OpenDir(f.dir, f.id, nil)
+			if err := errors.Join(err, derr); err != nil {
+				t.Fatal(err)
+			}
+			logs, err := d.OpenLogs(f.logStore)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, last, err := logs.Bounds()
+			if err == nil {
+				err = logs.Log.DeleteRange(last-5, last)
+			}
+			if err := errors.Join(err, logs.Close(), d.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.tryStart(t.Context()); !errors.Is(err, command.ErrWentBack) {
+				t.Errorf("it starts: %v", err)
+			}
+			if err := errors.Join(f.tr.Close(), f.state.Close(), f.logs.Close(), f.disk.Close()); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }

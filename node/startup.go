@@ -17,7 +17,8 @@ import (
 // part of the contract:
 //
 //  1. a log that ends below the state is dropped: the state holds more, and the
-//     log store takes no gaps;
+//     log store takes no gaps. If neither reaches the commit marker, the node has
+//     forgotten what it acknowledged, and does not start;
 //  2. a log that begins above the state's end is preceded by a copy from another
 //     member, or Raft would find entries missing and stop the process. So it is
 //     with a state that was set aside because it was damaged: the log that is left
@@ -88,10 +89,11 @@ func (n *Node) align(ctx context.Context) error {
 	}
 	marker, _ := n.parts.State.Marker()
 	switch {
-	case holds == 0 && marker > last:
-		// The state is gone, and the log does not reach what it held: what this
-		// node has acknowledged is known to nobody here any more.
-		return command.ErrWentBack.With("its state is lost, at entry %d or above, and its log ends at %d", marker, last)
+	case marker > last && marker > holds:
+		// Neither the log nor the state reaches what the state once held. Whatever else
+		// was lost behind that, this node may have acknowledged it, and knows of none of
+		// it any more.
+		return command.ErrWentBack.With("its state held entry %d, now it holds %d, and its log ends at %d", marker, holds, last)
 	case last == 0:
 		return nil
 	case last < holds:
@@ -228,9 +230,6 @@ func (n *Node) replay(ctx context.Context) error {
 		return fmt.Errorf("read the log's bounds: %w", err)
 	}
 	to := min(marker, last)
-	if marker > last && marker > applied {
-		n.log.Warn("the log ends below the last entry that was read from: reads may go back", "marker", marker, "log-last", last)
-	}
 	if to <= applied || planted.Bug("forgotten-marker") {
 		return nil
 	}
