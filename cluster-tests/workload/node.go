@@ -174,6 +174,11 @@ type Entry struct {
 	ModifyIndex uint64
 }
 
+func (e Entry) equal(o Entry) bool {
+	return e.Key == o.Key && bytes.Equal(e.Value, o.Value) && e.Flags == o.Flags && e.Session == o.Session &&
+		e.LockIndex == o.LockIndex && e.CreateIndex == o.CreateIndex && e.ModifyIndex == o.ModifyIndex
+}
+
 // Entries are those of a read: none for 404. The error says that the answer is
 // neither, or cannot be understood.
 func (a Answer) Entries() ([]Entry, error) {
@@ -188,4 +193,19 @@ func (a Answer) Entries() ([]Entry, error) {
 		return nil, fmt.Errorf("body %.100q: %w", a.Body, err)
 	}
 	return entries, nil
+}
+
+// persistent repeats a request on one node after the other until it is answered
+// with 200 or 404: for Setup and Finish, when the cluster is whole.
+func (e *Env) persistent(ctx context.Context, method, path string, body []byte) (Answer, error) {
+	for i := 0; ; i++ {
+		a, err := e.Nodes[i%len(e.Nodes)].Do(ctx, method, path, body)
+		if err == nil && (a.Status == http.StatusOK || a.Status == http.StatusNotFound) {
+			return a, nil
+		}
+		if i >= 50 || ctx.Err() != nil {
+			return a, fmt.Errorf("%s %s: status %d %.200q, %v", method, path, a.Status, a.Body, err)
+		}
+		Rest(ctx, 100*time.Millisecond)
+	}
 }

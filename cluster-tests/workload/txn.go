@@ -11,26 +11,32 @@ import (
 type txnOp struct {
 	Verb, Key string
 	Value     []byte `json:",omitempty"`
+	Session   string `json:",omitempty"`
 	Index     uint64 `json:",omitempty"`
+}
+
+// txnBody is the body of PUT /v1/txn.
+func txnBody(ops ...txnOp) []byte {
+	type element struct{ KV txnOp }
+	elements := make([]element, len(ops))
+	for i, op := range ops {
+		elements[i].KV = op
+	}
+	body, err := json.Marshal(elements)
+	if err != nil {
+		panic(err) // strings, bytes and numbers always marshal
+	}
+	return body
 }
 
 // txn sends a transaction. mode is how it reads if it writes nothing: one of
 // readModes.
 func (n *Node) txn(ctx context.Context, mode string, ops []txnOp) (Answer, error) {
-	type element struct{ KV txnOp }
-	body := make([]element, len(ops))
-	for i, op := range ops {
-		body[i].KV = op
-	}
-	encoded, err := json.Marshal(body)
-	if err != nil {
-		return Answer{}, err
-	}
 	path := "/v1/txn"
 	if mode != byDefault {
 		path += "?" + mode
 	}
-	return n.Do(ctx, http.MethodPut, path, encoded)
+	return n.Do(ctx, http.MethodPut, path, txnBody(ops...))
 }
 
 // Modes of a read. What names none is answered by a voter as the leader saw it up

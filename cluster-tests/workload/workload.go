@@ -181,7 +181,15 @@ func (e *Env) each(n int, client func(id int)) {
 func All() []Workload {
 	return []Workload{
 		NewSet(), NewRegister(), NewJournal(), NewCounter(), NewCausal(), NewAppend(), NewBank(), NewLongFork(),
+		NewLocks(), NewSemaphores(), NewWatches(), NewFeeds(),
 	}
+}
+
+// Alone says whether a workload can only run alone on a cluster, since what it does
+// breaks the promises that others judge. Such a workload has the method Alone.
+func Alone(w Workload) bool {
+	a, ok := w.(interface{ Alone() bool })
+	return ok && a.Alone()
 }
 
 // Run is a set of workloads at work on one cluster.
