@@ -75,6 +75,14 @@ type Env struct {
 	mu    sync.Mutex
 	asked map[*Node]int  // clients that wait for a node now
 	left  map[*Node]bool // nodes that are left alone
+	queue []*turn        // clients that wait for any node, by their arrival
+}
+
+// turn is a client that waits for one of some nodes.
+type turn struct {
+	nodes []*Node
+	rand  *rand.Rand
+	got   chan *Node // holds one
 }
 
 // Rand is the source of a client's choices, the same for the same seed.
@@ -99,31 +107,55 @@ func (e *Env) Learners() []*Node {
 const atOnce = 3
 
 // Pick chooses one of nodes to ask, and counts the client as waiting for it until
-// release is called. When all are asked by enough others it waits a little and
-// tries again; ok is false once ctx has ended.
+// release is called. When all are asked by enough others it waits for its turn, so
+// that clients who ask all the time keep nobody out; ok is false once ctx has ended.
 func (e *Env) Pick(ctx context.Context, r *rand.Rand, nodes []*Node) (n *Node, release func(), ok bool) {
-	for ctx.Err() == nil {
-		if n := e.pick(r, nodes); n != nil {
-			return n, func() { e.mu.Lock(); e.asked[n]--; e.mu.Unlock() }, true
-		}
-		Rest(ctx, 5*time.Millisecond)
+	if ctx.Err() != nil {
+		return nil, nil, false
+	}
+	mine := &turn{nodes: nodes, rand: r, got: make(chan *Node, 1)}
+	e.mu.Lock()
+	e.queue = append(e.queue, mine)
+	e.serve()
+	e.mu.Unlock()
+	select {
+	case n = <-mine.got:
+		return n, func() { e.release(n) }, true
+	case <-ctx.Done():
+	}
+	e.mu.Lock()
+	e.queue = slices.DeleteFunc(e.queue, func(o *turn) bool { return o == mine })
+	e.mu.Unlock()
+	select {
+	case n = <-mine.got:
+		e.release(n)
+	default:
 	}
 	return nil, nil, false
 }
 
-func (e *Env) pick(r *rand.Rand, nodes []*Node) *Node {
+func (e *Env) release(n *Node) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.asked[n]--
+	e.serve()
+}
+
+// serve gives nodes to those who wait for one, in their order. Called with mu held.
+func (e *Env) serve() {
 	if e.asked == nil {
 		e.asked = map[*Node]int{}
 	}
-	free := slices.DeleteFunc(slices.Clone(nodes), func(n *Node) bool { return e.left[n] || e.asked[n] >= atOnce })
-	if len(free) == 0 {
-		return nil
-	}
-	n := free[r.IntN(len(free))]
-	e.asked[n]++
-	return n
+	e.queue = slices.DeleteFunc(e.queue, func(t *turn) bool {
+		free := slices.DeleteFunc(slices.Clone(t.nodes), func(n *Node) bool { return e.left[n] || e.asked[n] >= atOnce })
+		if len(free) == 0 {
+			return false
+		}
+		n := free[t.rand.IntN(len(free))]
+		e.asked[n]++
+		t.got <- n
+		return true
+	})
 }
 
 // Leave keeps Pick from choosing a node, and returns when no client that chose it
@@ -149,6 +181,7 @@ func (e *Env) ComeBack(n *Node) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.left, n)
+	e.serve()
 }
 
 // Pause is a client's time to think: between nothing and twice Think.
