@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/history"
 )
@@ -120,12 +121,16 @@ func (w *Append) Clients(ctx context.Context, e *Env) {
 			if !ok {
 				return
 			}
+			var o history.Outcome
 			if r.IntN(4) == 0 {
-				w.read(ctx, e, n, id, readModes[r.IntN(len(readModes))], w.someLists(r))
+				_, o = w.read(ctx, e, n, id, readModes[r.IntN(len(readModes))], w.someLists(r))
 			} else {
-				w.write(ctx, e, n, id, r)
+				o = w.write(ctx, e, n, id, r)
 			}
 			release()
+			if o != history.Decided {
+				Rest(ctx, 5*time.Millisecond)
+			}
 			e.Pause(ctx, r)
 		}
 	})
@@ -325,15 +330,16 @@ func (w *Append) read(ctx context.Context, e *Env, n *Node, client int, mode str
 
 // write is a transaction that appends, and may read. It reads first what it needs to
 // know, in any mode: that an old state is no harm is what its conditions are for.
-func (w *Append) write(ctx context.Context, e *Env, n *Node, client int, r *rand.Rand) {
+func (w *Append) write(ctx context.Context, e *Env, n *Node, client int, r *rand.Rand) (o history.Outcome) {
 	lists := w.someLists(r)
 	var known []Step
 	if values := slices.DeleteFunc(slices.Clone(lists), func(l string) bool { return Step{List: l}.tree() }); len(values) > 0 {
-		if known, _ = w.read(ctx, e, n, client, readModes[r.IntN(len(readModes))], values); known == nil {
-			return
+		if known, o = w.read(ctx, e, n, client, readModes[r.IntN(len(readModes))], values); known == nil {
+			return o
 		}
 	}
-	w.send(ctx, e, n, client, byDefault, w.plan(lists, known, r))
+	_, o = w.send(ctx, e, n, client, byDefault, w.plan(lists, known, r))
+	return o
 }
 
 // plan makes a transaction on lists, of which those that are values are known.

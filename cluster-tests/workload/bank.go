@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/history"
 )
@@ -98,6 +99,8 @@ func (b *Bank) Clients(ctx context.Context, e *Env) {
 				}
 				b.transfer(ctx, e, n, id, r, seen.Accounts)
 				release()
+			} else {
+				Rest(ctx, 5*time.Millisecond)
 			}
 			e.Pause(ctx, r)
 		}

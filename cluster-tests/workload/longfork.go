@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/history"
 )
@@ -80,14 +81,18 @@ func (w *LongFork) Clients(ctx context.Context, e *Env) {
 			if !ok {
 				return
 			}
+			var o history.Outcome
 			if id%2 == 0 {
-				w.write(ctx, e, n, id)
+				o = w.write(ctx, e, n, id)
 			} else {
 				group := w.group() - r.IntN(forkGroups)
 				way := forkWays[r.IntN(len(forkWays))]
-				w.read(ctx, e, n, id, forkRead{max(group, 0), way, readModes[r.IntN(len(readModes))], r.IntN(forkKeys)})
+				o = w.read(ctx, e, n, id, forkRead{max(group, 0), way, readModes[r.IntN(len(readModes))], r.IntN(forkKeys)})
 			}
 			release()
+			if o != history.Decided {
+				Rest(ctx, 5*time.Millisecond)
+			}
 			e.Pause(ctx, r)
 		}
 	})
@@ -109,11 +114,11 @@ func (w *LongFork) next() ForkKey {
 	return k
 }
 
-func (w *LongFork) write(ctx context.Context, e *Env, n *Node, client int) {
+func (w *LongFork) write(ctx context.Context, e *Env, n *Node, client int) history.Outcome {
 	k := w.next()
 	p := e.History.Call(history.Op{Workload: w.Name(), Client: client, Node: n.Name, Name: "write", In: k})
 	a, err := n.Do(ctx, http.MethodPut, Key(k.String()), []byte("1"))
-	ended(p, a, err, func(a Answer) (any, error) {
+	return ended(p, a, err, func(a Answer) (any, error) {
 		if !a.True() {
 			return nil, fmt.Errorf("a plain put answered %.100q", a.Body)
 		}

@@ -268,9 +268,10 @@ func (r *Run) Judge(ctx context.Context) ([]Anomaly, error) {
 // Check judges what was recorded so far.
 func (r *Run) Check() (found []Anomaly) {
 	for _, w := range r.workloads {
-		for i, a := range w.Check(r.env.History.Ops(w.Name())) {
-			if i == mostAnomalies {
-				break
+		shown := map[string]int{}
+		for _, a := range w.Check(r.env.History.Ops(w.Name())) {
+			if shown[a.Kind]++; shown[a.Kind] > mostAnomalies {
+				continue
 			}
 			a.Workload = w.Name()
 			found = append(found, a)
@@ -279,6 +280,6 @@ func (r *Run) Check() (found []Anomaly) {
 	return found
 }
 
-// mostAnomalies are shown of one workload: one lost write may be missed by a
+// mostAnomalies are shown of one kind and workload: one lost write may be missed by a
 // thousand reads.
-const mostAnomalies = 10
+const mostAnomalies = 5
