@@ -116,6 +116,38 @@ var plantedBugs = []plantedBug{
 		breaks:  "what an entry becomes depends on who applies it",
 		disturb: func(_ *cluster, w *traffic) { w.awaitWrites(100) },
 	},
+	{
+		name:    "judged-before-the-log",
+		breaks:  "the conditions of a transaction's writes are not judged again where it stands in the log",
+		disturb: func(_ *cluster, w *traffic) { w.awaitWrites(200) },
+		more:    func() workload.Workload { return workload.NewAppend() },
+		judge:   "append",
+		kinds:   []string{"lost", "incompatible order", "G-single", "G2"},
+	},
+	{
+		name:    "view-per-operation",
+		breaks:  "each operation of a transaction that reads opens a view of its own",
+		disturb: func(_ *cluster, w *traffic) { w.awaitWrites(200) },
+		more:    func() workload.Workload { return workload.NewBank() },
+		judge:   "bank",
+		kinds:   []string{"wrong total"},
+	},
+	{
+		name:    "transaction-in-steps",
+		breaks:  "each write of a transaction is a revision of its own",
+		disturb: func(_ *cluster, w *traffic) { w.awaitWrites(200) },
+		more:    func() workload.Workload { return workload.NewBank() },
+		judge:   "bank",
+		kinds:   []string{"wrong total"},
+	},
+	{
+		name:    "revision-of-another-view",
+		breaks:  "a read says the revision that the state has after it, not that of the view it read",
+		disturb: func(_ *cluster, w *traffic) { w.awaitWrites(200) },
+		more:    func() workload.Workload { return workload.NewLongFork() },
+		judge:   "longfork",
+		kinds:   []string{"state of another revision"},
+	},
 }
 
 // leadershipTaken has another voter lead.

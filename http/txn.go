@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/internal/planted"
 )
 
 const (
@@ -193,23 +194,36 @@ func (t *txn) evaluate(v command.View) error {
 	t.begin()
 	t.errors = nil
 	for i := range t.ops {
-		if t.ops[i].Verb == command.VerbGetTree {
-			if err := t.giveTree(v, t.ops[i].Key); err != nil {
-				return err
-			}
-			continue
+		do := func(v command.View) error { return t.do(i, v) }
+		var err error
+		if planted.Bug("view-per-operation") {
+			time.Sleep(20 * time.Millisecond) // an operation that takes long
+			_, err = t.x.s.node.Read(t.x.r.Context(), command.ReadOptions{Mode: command.ReadStale}, do)
+		} else {
+			err = do(v)
 		}
-		one := command.Txn{Ops: t.ops[i : i+1]}
-		res, err := one.Read(v)
 		if err != nil {
 			return err
 		}
-		for _, e := range res.Errors {
-			t.errors = append(t.errors, command.TxnError{Op: t.places[i], What: e.What})
-		}
-		for k := range res.Records {
-			t.give(&res.Records[k])
-		}
+	}
+	return nil
+}
+
+// do evaluates an operation.
+func (t *txn) do(i int, v command.View) error {
+	if t.ops[i].Verb == command.VerbGetTree {
+		return t.giveTree(v, t.ops[i].Key)
+	}
+	one := command.Txn{Ops: t.ops[i : i+1]}
+	res, err := one.Read(v)
+	if err != nil {
+		return err
+	}
+	for _, e := range res.Errors {
+		t.errors = append(t.errors, command.TxnError{Op: t.places[i], What: e.What})
+	}
+	for k := range res.Records {
+		t.give(&res.Records[k])
 	}
 	return nil
 }

@@ -281,6 +281,10 @@ func (r *Replica) Read(ctx context.Context, o command.ReadOptions, fn func(comma
 		}
 		info := r.info(asOf, known)
 		info.Revision, info.Oldest = revision, oldest
+		if planted.Bug("revision-of-another-view") {
+			time.Sleep(5 * time.Millisecond) // an evaluation that takes long
+			info.Revision = r.state.Revision()
+		}
 		if o.Mode == command.ReadConsistent {
 			info.Staleness = 0
 		}
