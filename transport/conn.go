@@ -132,7 +132,7 @@ const faultChunk = 64 << 10
 func (c *conn) readFaulty(b []byte) (int, error) {
 	if len(c.held) == 0 && c.heldErr == nil {
 		n, err := c.Conn.Read(b)
-		if errors.Is(err, os.ErrDeadlineExceeded) || !c.t.faults.blocks(c.remote) {
+		if errors.Is(err, os.ErrDeadlineExceeded) || !c.t.faults.blocks(inward, c.remote) {
 			return n, err
 		}
 		c.held, c.heldErr = append([]byte(nil), b[:n]...), err
@@ -143,7 +143,7 @@ func (c *conn) readFaulty(b []byte) (int, error) {
 	if c.heldErr != nil {
 		limit = c.t.cfg.DeadAfter
 	}
-	if err := c.stall(&c.readBy, limit); err != nil {
+	if err := c.stall(inward, &c.readBy, limit); err != nil {
 		return 0, err
 	}
 	n := copy(b, c.held)
@@ -159,7 +159,7 @@ func (c *conn) readFaulty(b []byte) (int, error) {
 func (c *conn) writeFaulty(b []byte) (int, error) {
 	var done int
 	for {
-		if err := c.stall(&c.writeBy, 0); err != nil {
+		if err := c.stall(outward, &c.writeBy, 0); err != nil {
 			return done, err
 		}
 		n, err := c.Conn.Write(b[done:min(len(b), done+faultChunk)])
@@ -170,11 +170,11 @@ func (c *conn) writeFaulty(b []byte) (int, error) {
 	}
 }
 
-// stall waits while the peer is cut off: until it is healed (nil), the deadline
+// stall waits while that direction is cut off: until it is healed (nil), the deadline
 // passes, the limit passes where there is no deadline, or the connection is
 // closed.
-func (c *conn) stall(by *deadline, limit time.Duration) error {
-	if !c.t.faults.blocks(c.remote) {
+func (c *conn) stall(way direction, by *deadline, limit time.Duration) error {
+	if !c.t.faults.blocks(way, c.remote) {
 		return nil
 	}
 	c.stalled.Add(1)
@@ -185,7 +185,7 @@ func (c *conn) stall(by *deadline, limit time.Duration) error {
 	}
 	for {
 		cut := c.t.faults.cut.Load()
-		if !cut.blocks(c.t.faults.self, c.remote) {
+		if !way(cut, c.t.faults.self, c.remote) {
 			return nil
 		}
 		at := latest

@@ -272,6 +272,49 @@ func TestBlockedReadIsHeldBack(t *testing.T) {
 	}
 }
 
+// TestACutInOneDirectionLetsTheOtherThrough on a connection that exists; a new
+// one needs both.
+func TestACutInOneDirectionLetsTheOtherThrough(t *testing.T) {
+	n1, near, far := twoEnds(t, nil)
+	if near.remote.Name != "e1" {
+		t.Fatalf("the peer is %q", near.remote.Name)
+	}
+	redial := func() error {
+		_, err := n1.dial(within(t, 50*time.Millisecond), purposeCall, "e1", near.RemoteAddr().String())
+		return err
+	}
+	n1.SetCut([]string{"from:e1"})
+	if _, err := near.Write([]byte("out")); err != nil {
+		t.Fatal(err)
+	}
+	if r := soon(t, "what goes out", readLater(far)); r.text != "out" {
+		t.Fatalf("got %+v", r)
+	}
+	read := readLater(near)
+	far.Write([]byte("in."))
+	eventually(t, "the read stalls", func() bool { return near.stalled.Load() == 1 })
+	if err := redial(); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a dial whose answer is lost: %v", err)
+	}
+
+	n1.SetCut([]string{"to:e1", "to:n2"})
+	if r := soon(t, "what comes in", read); r.text != "in." {
+		t.Fatalf("got %+v", r)
+	}
+	near.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
+	if n, err := near.Write([]byte("out")); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("wrote %d, %v", n, err)
+	}
+	if err := redial(); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a dial that is lost: %v", err)
+	}
+	n1.SetCut([]string{"to:n2", "from:n2"})
+	near.SetWriteDeadline(time.Time{})
+	if _, err := near.Write([]byte("out")); err != nil {
+		t.Errorf("while others are cut off: %v", err)
+	}
+}
+
 // TestStalledWrite ends with its deadline, with the heal, or with Close.
 func TestStalledWrite(t *testing.T) {
 	n1, near, far := twoEnds(t, nil)

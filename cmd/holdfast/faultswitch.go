@@ -13,7 +13,7 @@ import (
 )
 
 // switchOrder is the one thing a fault switch can be told: whom to be cut off
-// from, as tokens of the transport: "east" cuts a site, "node:n1" a node. It
+// from, as tokens of transport.SetCut: "east" cuts a site, "node:n1" a node. It
 // replaces what was said before; an empty list heals everything.
 type switchOrder struct {
 	Cut []string `json:"cut"`
