@@ -138,6 +138,7 @@ type node struct {
 	log        string // file; all runs of the node append to it
 	fault      string // path of the fault switch's socket
 	args       []string
+	gone       bool // removed from the cluster, and not admitted again yet
 
 	mu      sync.Mutex
 	proc    *os.Process
@@ -190,7 +191,7 @@ func newCluster(t testing.TB, specs []spec, opts ...option) *cluster {
 			fault: filepath.Join(dir, s.name+".sock"),
 		}
 		if c.lab != nil {
-			n.http, n.raft = c.lab.address(s.name, "8500"), c.lab.address(s.name, "8300")
+			n.http, n.raft = c.lab.addresses(s.name)
 		} else {
 			n.http, n.raft = freePort(t), freePort(t)
 		}
@@ -263,19 +264,29 @@ func (c *cluster) others(but ...*node) []*node {
 	return slices.DeleteFunc(slices.Clone(c.nodes), func(n *node) bool { return slices.Contains(but, n) })
 }
 
+// must fails the test of an order that failed.
+func (c *cluster) must(err error) {
+	c.t.Helper()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+}
+
 // start runs the node's process. While there is a cut, the node is behind it
 // from its first packet: see setCut.
-func (c *cluster) start(n *node) {
-	c.t.Helper()
+func (c *cluster) start(n *node) { c.t.Helper(); c.must(c.launch(n)) }
+
+// launch is start. As all orders that do not fail the test by themselves, it may be
+// called by faults that act beside it.
+func (c *cluster) launch(n *node) error {
 	n.mu.Lock()
+	defer n.mu.Unlock()
 	if n.proc != nil {
-		n.mu.Unlock()
-		c.t.Fatalf("%s runs already", n)
+		return fmt.Errorf("%s runs already", n)
 	}
 	log, err := os.OpenFile(n.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
-		n.mu.Unlock()
-		c.t.Fatal(err)
+		return err
 	}
 	fmt.Fprintf(log, "--- start: %s\n", strings.Join(n.args, " "))
 	program, args := c.bin, n.args
@@ -287,13 +298,11 @@ func (c *cluster) start(n *node) {
 	cmd.Env = append(os.Environ(), c.env...)
 	cmd.SysProcAttr = dieWithParent()
 	if err := cmd.Start(); err != nil {
-		n.mu.Unlock()
 		log.Close()
-		c.t.Fatalf("start %s: %v", n, err)
+		return fmt.Errorf("start %s: %w", n, err)
 	}
 	ended := make(chan struct{})
 	n.proc, n.ended, n.meant, n.stopped, n.state = cmd.Process, ended, false, false, nil
-	n.mu.Unlock()
 	go func() {
 		cmd.Wait() // the state says all
 		log.Close()
@@ -302,6 +311,7 @@ func (c *cluster) start(n *node) {
 		n.mu.Unlock()
 		close(ended)
 	}()
+	return nil
 }
 
 // running says whether the node's process is there.
@@ -313,12 +323,11 @@ func (n *node) running() bool {
 
 // signal sends sig to the node's process. note, when given, changes the node's
 // marks under its lock; a signal without one is meant to end the process.
-func (c *cluster) signal(n *node, sig syscall.Signal, note func()) {
-	c.t.Helper()
+func (n *node) signal(sig syscall.Signal, note func()) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.proc == nil {
-		c.t.Fatalf("%s does not run: it cannot take signal %v", n, sig)
+		return fmt.Errorf("%s does not run: it cannot take signal %v", n, sig)
 	}
 	if note != nil {
 		note()
@@ -326,58 +335,78 @@ func (c *cluster) signal(n *node, sig syscall.Signal, note func()) {
 		n.meant = true
 	}
 	if err := n.proc.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		c.t.Fatalf("signal %v to %s: %v", sig, n, err)
+		return fmt.Errorf("signal %v to %s: %w", sig, n, err)
 	}
+	return nil
 }
 
 // awaitEnd waits until the node's process is gone.
-func (c *cluster) awaitEnd(n *node, within time.Duration) {
-	c.t.Helper()
+func (n *node) awaitEnd(within time.Duration) error {
 	n.mu.Lock()
 	ended := n.ended
 	n.mu.Unlock()
 	select {
 	case <-ended:
+		return nil
 	case <-time.After(within):
-		c.t.Fatalf("%s did not end within %v", n, within)
+		return fmt.Errorf("%s did not end within %v", n, within)
 	}
 }
 
 // kill is kill -9 of all named nodes at once, a process crash: what the kernel
 // was given stays.
-func (c *cluster) kill(nodes ...*node) {
-	c.t.Helper()
+func (c *cluster) kill(nodes ...*node) { c.t.Helper(); c.must(kill(nodes...)) }
+
+func kill(nodes ...*node) error {
 	for _, n := range nodes {
-		c.signal(n, syscall.SIGKILL, nil)
+		if err := n.signal(syscall.SIGKILL, nil); err != nil {
+			return err
+		}
 	}
 	for _, n := range nodes {
-		c.awaitEnd(n, 10*time.Second)
+		if err := n.awaitEnd(10 * time.Second); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
 // stop ends the node gracefully.
 func (c *cluster) stop(n *node) {
 	c.t.Helper()
-	c.signal(n, syscall.SIGTERM, nil)
-	c.awaitEnd(n, 20*time.Second)
-	if code := n.state.ExitCode(); code != 0 {
-		c.t.Errorf("%s ended with status %d after SIGTERM", n, code)
+	if err := n.stop(); err != nil {
+		c.t.Error(err)
 	}
 }
 
-// pause freezes the process, resume lets it go on.
-func (c *cluster) pause(n *node) {
-	c.t.Helper()
-	c.signal(n, syscall.SIGSTOP, func() { n.stopped = true })
+func (n *node) stop() error {
+	if err := n.signal(syscall.SIGTERM, nil); err != nil {
+		return err
+	}
+	if err := n.awaitEnd(20 * time.Second); err != nil {
+		return err
+	}
+	if code := n.state.ExitCode(); code != 0 {
+		return fmt.Errorf("%s ended with status %d after SIGTERM", n, code)
+	}
+	return nil
 }
 
-func (c *cluster) resume(n *node) {
-	c.t.Helper()
-	c.signal(n, syscall.SIGCONT, func() { n.stopped = false })
+// pause freezes the process, resume lets it go on.
+func (c *cluster) pause(n *node) { c.t.Helper(); c.must(n.pause()) }
+
+func (n *node) pause() error { return n.signal(syscall.SIGSTOP, func() { n.stopped = true }) }
+
+func (c *cluster) resume(n *node) { c.t.Helper(); c.must(c.unpause(n)) }
+
+func (c *cluster) unpause(n *node) error {
+	if err := n.signal(syscall.SIGCONT, func() { n.stopped = false }); err != nil {
+		return err
+	}
 	c.mu.Lock()
 	cut := c.cut[n]
 	c.mu.Unlock()
-	c.setSwitch(n, cut) // it may have missed an order
+	return n.setSwitch(cut) // it may have missed an order
 }
 
 // cutOff silences all traffic over the edge of each named site ("east") or
@@ -414,8 +443,10 @@ func (c *cluster) heal() {
 	c.setCut(nil)
 }
 
-func (c *cluster) setCut(cut map[*node][]string) {
-	c.t.Helper()
+func (c *cluster) setCut(cut map[*node][]string) { c.t.Helper(); c.must(c.throw(cut)) }
+
+// throw sets the fault switches of all nodes.
+func (c *cluster) throw(cut map[*node][]string) error {
 	c.mu.Lock()
 	c.cut = cut
 	c.mu.Unlock()
@@ -423,15 +454,21 @@ func (c *cluster) setCut(cut map[*node][]string) {
 		tokens := cut[n]
 		// What a node reads when it starts.
 		if err := os.WriteFile(n.fault+".cut", order(tokens), 0o644); err != nil {
-			c.t.Fatal(err)
+			return err
 		}
+	}
+	var wg sync.WaitGroup
+	errs := make([]error, len(c.nodes))
+	for i, n := range c.nodes {
 		n.mu.Lock()
 		reachable := n.proc != nil && !n.stopped
 		n.mu.Unlock()
 		if reachable {
-			c.setSwitch(n, tokens)
+			wg.Go(func() { errs[i] = n.setSwitch(cut[n]) })
 		}
 	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // order is the line that tells a fault switch what is cut.
@@ -445,8 +482,7 @@ func order(tokens []string) []byte {
 
 // setSwitch gives an order to a running node's fault switch and awaits its
 // answer. A process that has just started gets time to open the socket.
-func (c *cluster) setSwitch(n *node, tokens []string) {
-	c.t.Helper()
+func (n *node) setSwitch(tokens []string) error {
 	throw := func() error {
 		conn, err := net.DialTimeout("unix", n.fault, time.Second)
 		if err != nil {
@@ -473,8 +509,9 @@ func (c *cluster) setSwitch(n *node, tokens []string) {
 	}
 	var last error
 	if !eventually(10*time.Second, func() bool { last = throw(); return last == nil || !n.running() }) {
-		c.t.Fatalf("fault switch of %s: %v", n, last)
+		return fmt.Errorf("fault switch of %s: %w", n, last)
 	}
+	return nil
 }
 
 // eventually tries cond until it holds, for at most within.
@@ -506,17 +543,43 @@ func (c *cluster) waitReady(n *node) {
 		if !n.running() {
 			c.t.Fatalf("%s ended while it was to become ready", n)
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-		defer cancel()
-		status, _, err := get(ctx, n, "/readyz")
-		return err == nil && status == http.StatusOK
+		ok, _ := n.ready()
+		return ok
 	})
+}
+
+// ready is what a node says of itself at /readyz.
+func (n *node) ready() (ok bool, why string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	code, body, err := get(ctx, n, "/readyz")
+	return err == nil && code == http.StatusOK, string(body)
+}
+
+// metric is a figure of a node; false when it has none of that name.
+func (n *node) metric(name string) (value string, ok bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	_, body, err := get(ctx, n, "/metrics")
+	if err != nil {
+		return "", false
+	}
+	for line := range strings.Lines(string(body)) {
+		if rest, found := strings.CutPrefix(line, name+" "); found {
+			return strings.TrimSpace(rest), true
+		}
+	}
+	return "", false
 }
 
 // status asks the node what it is; false when it does not answer.
 func (n *node) status() (command.ReplicaStatus, bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
+	return n.statusIn(ctx)
+}
+
+func (n *node) statusIn(ctx context.Context) (command.ReplicaStatus, bool) {
 	var s command.ReplicaStatus
 	code, body, err := get(ctx, n, "/v1/replica/status")
 	if err != nil || code != http.StatusOK || json.Unmarshal(body, &s) != nil {

@@ -1,7 +1,6 @@
 package clustertests
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"os"
@@ -59,30 +58,6 @@ func (c *cluster) sees(at, whom *node, state string) {
 		s, ok := c.server(at, whom.name)
 		return ok && s.State == state
 	})
-}
-
-// ready is what a node says of itself at /readyz.
-func (n *node) ready() (ok bool, why string) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	code, body, err := get(ctx, n, "/readyz")
-	return err == nil && code == http.StatusOK, string(body)
-}
-
-// metric is a figure of a node; false when it has none of that name.
-func (n *node) metric(name string) (value string, ok bool) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	_, body, err := get(ctx, n, "/metrics")
-	if err != nil {
-		return "", false
-	}
-	for line := range strings.Lines(string(body)) {
-		if rest, found := strings.CutPrefix(line, name+" "); found {
-			return strings.TrimSpace(rest), true
-		}
-	}
-	return "", false
 }
 
 // A leader whose disk hangs is replaced, though its heartbeats would go on. Its own
@@ -348,7 +323,7 @@ func TestAFollowerWhoseDiskIsFullCatchesUpByItself(t *testing.T) {
 	giveMore := fill(t, disk, 0)
 	c.kill(n3)
 	c.start(n3)
-	c.awaitEnd(n3, 10*time.Second)
+	c.must(n3.awaitEnd(10 * time.Second))
 	if last := lastLines(n3.log, 1); !strings.Contains(last, "cannot record this start: no space left on device; check the disk and its free space") {
 		t.Errorf("n3 ended with %q", last)
 	}

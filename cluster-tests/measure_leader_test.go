@@ -189,7 +189,7 @@ func (s *ownSystem) put(node int, key, value string) *http.Request {
 func (s *ownSystem) take(leader, to int, how string) {
 	switch how {
 	case "killed":
-		s.signal(s.nodes[leader], syscall.SIGKILL, nil)
+		s.must(s.nodes[leader].signal(syscall.SIGKILL, nil))
 	case "paused":
 		s.pause(s.nodes[leader])
 	default:
@@ -200,7 +200,7 @@ func (s *ownSystem) take(leader, to int, how string) {
 func (s *ownSystem) give(leader int, how string) {
 	switch how {
 	case "killed":
-		s.awaitEnd(s.nodes[leader], 10*time.Second)
+		s.must(s.nodes[leader].awaitEnd(10 * time.Second))
 		s.start(s.nodes[leader])
 	case "paused":
 		s.resume(s.nodes[leader])

@@ -5,7 +5,9 @@ package clustertests
 // lab is there on Linux only.
 type lab struct{}
 
-func (*lab) address(name, port string) string { panic("no network of namespaces on this system") }
+func (*lab) addresses(name string) (http, raft string) {
+	panic("no network of namespaces on this system")
+}
 
 func (*lab) command(name string, program string, args []string) (string, []string) {
 	panic("no network of namespaces on this system")

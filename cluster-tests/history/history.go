@@ -154,6 +154,13 @@ func (h *History) Strike(name, on string) (over func()) {
 	}
 }
 
+// Struck records a fault that is over, by the moments of the clock that time.Now reads.
+func (h *History) Struck(name, on string, from, to time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.faults = append(h.faults, &Fault{Name: name, On: on, From: from.Sub(h.began), To: to.Sub(h.began)})
+}
+
 // Ops are copies of the requests so far, by their calls; of one workload unless
 // its name is "".
 func (h *History) Ops(workload string) []Op {

@@ -47,6 +47,20 @@ func TestARequestWithoutAnAnswerNeverReturns(t *testing.T) {
 	})
 }
 
+func TestAFaultThatIsOverIsRecordedAsOneThatWasWatched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := history.New()
+		time.Sleep(time.Second)
+		from, over := time.Now(), h.Strike("cut", "n1")
+		time.Sleep(time.Second)
+		over()
+		h.Struck("cut", "n1", from, time.Now())
+		if f := h.Faults(); len(f) != 2 || f[0] != f[1] {
+			t.Errorf("%+v", f)
+		}
+	})
+}
+
 func TestTheRecordIsOneJSONObjectALine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var file bytes.Buffer
