@@ -144,8 +144,9 @@ type node struct {
 	proc    *os.Process
 	ended   chan struct{} // closed when the process is gone
 	state   *os.ProcessState
-	meant   bool // the test itself ended the process
-	stopped bool // SIGSTOP
+	meant   bool     // the test itself ended the process
+	stopped bool     // SIGSTOP
+	died    []string // how it ended when nobody meant it to
 }
 
 func (n *node) String() string { return n.name }
@@ -170,7 +171,7 @@ func withBinary(path string, env ...string) option {
 func newCluster(t testing.TB, specs []spec, opts ...option) *cluster {
 	t.Helper()
 	// The paths of sockets must be short: t.TempDir's are not.
-	dir, err := os.MkdirTemp("", "hf-")
+	dir, err := os.MkdirTemp(*keepFlag, "hf-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,6 +309,9 @@ func (c *cluster) launch(n *node) error {
 		log.Close()
 		n.mu.Lock()
 		n.proc, n.state = nil, cmd.ProcessState
+		if !n.meant {
+			n.died = append(n.died, n.state.String())
+		}
 		n.mu.Unlock()
 		close(ended)
 	}()

@@ -13,16 +13,19 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-db/holdfast/cluster-tests/fault"
 	"github.com/holdfast-db/holdfast/command"
 )
 
 // composed is the cluster of docker-compose.yml.
 type composed struct {
-	t       *testing.T
+	t       testing.TB
 	compose []string // `docker compose` or `docker-compose`, with file and project
 	env     []string
 	prefix  string // of containers and networks
 	nodes   []*node
+	blocked []fault.Pair
+	dir     string // takes the logs of a test that failed
 }
 
 // docker runs a command and returns what it printed.
@@ -77,12 +80,10 @@ func (d *composed) level(within time.Duration) command.ReplicaStatus {
 	return all[0]
 }
 
-// TestCompose brings docker-compose.yml up with the image HOLDFAST_IMAGE,
-// takes the east off the WAN, and joins it again.
-func TestCompose(t *testing.T) {
-	if !*composeFlag {
-		t.Skip("run by make compose-test")
-	}
+// newComposed prepares the cluster with the image HOLDFAST_IMAGE. It is taken down when
+// the test ends.
+func newComposed(t testing.TB) *composed {
+	t.Helper()
 	image := os.Getenv("HOLDFAST_IMAGE")
 	if image == "" {
 		t.Fatal("HOLDFAST_IMAGE names no image; make compose-test builds one")
@@ -91,10 +92,14 @@ func TestCompose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &composed{t: t, prefix: "holdfast-ct"}
+	dir, err := os.MkdirTemp(*keepFlag, "hf-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &composed{t: t, prefix: "holdfast-ct", dir: dir}
 	d.env = []string{"HOLDFAST_IMAGE=" + image, "HOLDFAST_PREFIX=" + d.prefix}
 	for _, s := range threeSites {
-		n := &node{spec: s, http: freePort(t)}
+		n := &node{spec: s, http: freePort(t), log: filepath.Join(dir, s.name+".log")}
 		_, port, _ := strings.Cut(n.http, ":")
 		d.env = append(d.env, "HOLDFAST_PORT_"+strings.ToUpper(n.name)+"="+port)
 		d.nodes = append(d.nodes, n)
@@ -104,23 +109,18 @@ func TestCompose(t *testing.T) {
 		d.compose = []string{"docker-compose"}
 	}
 	d.compose = append(d.compose, "-f", file, "-p", d.prefix)
-	down := append(slices.Clone(d.compose), "down", "-v", "--timeout", "15")
-	d.run(down...) // what an interrupted run left
-	t.Cleanup(func() {
-		if t.Failed() {
-			for _, n := range d.nodes {
-				health, _ := d.run("docker", "inspect", "-f", "{{json .State}}", d.container(n))
-				logs, _ := d.run("docker", "logs", "--tail", "20", d.container(n))
-				t.Logf("%s: %s\n%s", n, health, logs)
-			}
-		}
-		if out, err := d.run(down...); err != nil {
-			t.Errorf("down: %v", err)
-		} else if t.Failed() {
-			t.Log(out)
-		}
-	})
+	d.run(d.down()...) // what an interrupted run left
+	t.Cleanup(d.close)
+	return d
+}
 
+func (d *composed) down() []string {
+	return append(slices.Clone(d.compose), "down", "-v", "--timeout", "15")
+}
+
+// up starts all containers and waits until they are healthy.
+func (d *composed) up() {
+	d.t.Helper()
 	d.must(append(slices.Clone(d.compose), "up", "-d", "--no-build")...)
 	for _, n := range d.nodes {
 		d.wait(90*time.Second, n.name+" is healthy", func() bool {
@@ -128,6 +128,44 @@ func TestCompose(t *testing.T) {
 			return err == nil && health == "healthy"
 		})
 	}
+}
+
+// close takes everything down and looks for panics in the logs, which stay if the test
+// has failed.
+func (d *composed) close() {
+	for _, n := range d.nodes {
+		logs, err := d.run("docker", "logs", d.container(n))
+		if err == nil {
+			err = os.WriteFile(n.log, []byte(logs), 0o644)
+		}
+		if err != nil {
+			d.t.Errorf("logs of %s: %v", n, err)
+		} else if line := findPanic(n.log); line != "" {
+			d.t.Errorf("%s logged %q", n, line)
+		}
+	}
+	if d.t.Failed() {
+		for _, n := range d.nodes {
+			state, _ := d.run("docker", "inspect", "-f", "{{json .State}}", d.container(n))
+			d.t.Logf("%s: %s\n%s", n, state, lastLines(n.log, 20))
+		}
+		d.t.Logf("logs are kept in %s", d.dir)
+	} else {
+		os.RemoveAll(d.dir)
+	}
+	if _, err := d.run(d.down()...); err != nil {
+		d.t.Errorf("down: %v", err)
+	}
+}
+
+// TestCompose brings docker-compose.yml up with the image HOLDFAST_IMAGE,
+// takes the east off the WAN, and joins it again.
+func TestCompose(t *testing.T) {
+	if !*composeFlag {
+		t.Skip("run by make compose-test")
+	}
+	d := newComposed(t)
+	d.up()
 	t.Log("all five containers are healthy")
 
 	n1, e1, w1 := d.nodes[0], d.nodes[3], d.nodes[4]

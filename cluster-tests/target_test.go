@@ -70,7 +70,7 @@ func leaderOf(ctx context.Context, nodes []*node) (string, bool) {
 	all := make([]command.ReplicaStatus, len(nodes))
 	var wg sync.WaitGroup
 	for i, n := range nodes {
-		if n.running() && n.role != command.RoleLearner {
+		if n.role != command.RoleLearner {
 			wg.Go(func() { all[i], _ = n.statusIn(ctx) })
 		}
 	}
