@@ -92,7 +92,7 @@ func runtimesAsked(t *testing.T) []platform {
 }
 
 // handful is about how long the faults of one round act.
-const handful = 14 * time.Second
+const handful = 20 * time.Second
 
 // hands are the faults of each round. When they are not named, or each is to act, they
 // are dealt out in an order by chance.
@@ -221,6 +221,7 @@ func (r round) run(t *testing.T) {
 	err = fault.Run(ctx, s, r.plan(faults), func(f fault.Record) {
 		env.History.Struck(f.Fault, on(f), f.From, f.To)
 		r.tally.struck(r.runtime.name, f)
+		t.Logf("%s for %v: %s", f.Fault, f.To.Sub(f.From).Round(time.Millisecond), on(f))
 	})
 	if err != nil {
 		t.Error(err)

@@ -60,7 +60,7 @@ var lines = can("lines between sites", func(ctx context.Context, t interface {
 func badLine(name, what string, draw func(s *Scene) Line) Fault {
 	return Fault{
 		Name: name, What: what, Group: "line", Needs: []*Ability{lines}, Wants: manySites,
-		Least: time.Second, Most: 10 * time.Second,
+		Least: time.Second, Most: 7 * time.Second,
 		Act: func(ctx context.Context, s *Scene) error {
 			sites := Remote(s.Target.Members())
 			if i := s.Rand.IntN(len(sites) + 1); i < len(sites) {

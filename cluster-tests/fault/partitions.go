@@ -13,7 +13,7 @@ import (
 func partition(name, what string, shape Shape, wants func([]Member) bool) Fault {
 	return Fault{
 		Name: name, What: what, Group: "partition", Wants: wants,
-		Least: 500 * time.Millisecond, Most: 8 * time.Second,
+		Least: 500 * time.Millisecond, Most: 6 * time.Second,
 		Act: func(ctx context.Context, s *Scene) error {
 			_, err := s.cutShape(ctx, shape)
 			return err
@@ -82,7 +82,7 @@ var partitionFaults = []Fault{
 func flapping(name, what string, shape Shape, wants func([]Member) bool) Fault {
 	return Fault{
 		Name: name, What: what, Group: "partition", Wants: wants,
-		Least: 2 * time.Second, Most: 10 * time.Second,
+		Least: 2 * time.Second, Most: 7 * time.Second,
 		Act: func(ctx context.Context, s *Scene) error {
 			for {
 				heal, err := s.cutShape(ctx, shape)
