@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/fault"
-	record "github.com/holdfast-db/holdfast/cluster-tests/history"
-	clients "github.com/holdfast-db/holdfast/cluster-tests/workload"
+	"github.com/holdfast-db/holdfast/cluster-tests/history"
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 )
 
 // tally is what all rounds of TestJepsen came to.
@@ -25,7 +25,7 @@ type tally struct {
 	without   map[string]int // operations under no fault, by workload
 	anomalies map[string]int // by workload, then by kind
 	lost      map[string]int
-	outcomes  map[record.Outcome]int
+	outcomes  map[history.Outcome]int
 	lacking   map[string][]string // by runtime and reason: faults
 }
 
@@ -42,7 +42,7 @@ type faultTally struct {
 func newTally() *tally {
 	return &tally{
 		began: time.Now(), faults: map[string]*faultTally{}, without: map[string]int{}, anomalies: map[string]int{}, lost: map[string]int{},
-		outcomes: map[record.Outcome]int{}, lacking: map[string][]string{},
+		outcomes: map[history.Outcome]int{}, lacking: map[string][]string{},
 	}
 }
 
@@ -80,7 +80,7 @@ func (y *tally) struck(runtime string, f fault.Record) {
 }
 
 // judged notes a round.
-func (y *tally) judged(all []clients.Workload, h *record.History, found []clients.Anomaly) {
+func (y *tally) judged(all []workload.Workload, h *history.History, found []workload.Anomaly) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	y.rounds++
@@ -90,7 +90,7 @@ func (y *tally) judged(all []clients.Workload, h *record.History, found []client
 		}
 	}
 	ops, faults := h.Ops(""), h.Faults()
-	under := func(o record.Op, f record.Fault) bool { return o.Call <= f.To && o.Return >= f.From }
+	under := func(o history.Op, f history.Fault) bool { return o.Call <= f.To && o.Return >= f.From }
 	for _, o := range ops {
 		y.outcomes[o.Outcome]++
 		calm := true
@@ -159,7 +159,7 @@ func (y *tally) String() string {
 		line(f.Name, strings.Join(times, ", "), missed, row.Operations, row.Anomalies)
 	}
 	fmt.Fprintf(&b, "\n%d operations: %d decided, %d refused, %d with an unknown outcome. Anomalies: %d. Acknowledged and lost: %d.\n",
-		total, y.outcomes[record.Decided], y.outcomes[record.Refused], y.outcomes[record.Unknown], sum(y.anomalies), sum(y.lost))
+		total, y.outcomes[history.Decided], y.outcomes[history.Refused], y.outcomes[history.Unknown], sum(y.anomalies), sum(y.lost))
 	for _, kind := range slices.Sorted(maps.Keys(y.anomalies)) {
 		fmt.Fprintf(&b, "ANOMALIES: %d of %s\n", y.anomalies[kind], kind)
 	}
@@ -185,7 +185,7 @@ func (y *tally) write(path string) error {
 		Without   map[string]int
 		Anomalies map[string]int
 		Lost      map[string]int
-		Outcomes  map[record.Outcome]int
+		Outcomes  map[history.Outcome]int
 		Skipped   map[string][]string
 	}{y.began, time.Since(y.began).Seconds(), y.rounds, y.workloads, y.faults, y.without, y.anomalies, y.lost, y.outcomes, y.lacking}, "", "  ")
 	if err != nil {

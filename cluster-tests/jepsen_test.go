@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/fault"
-	record "github.com/holdfast-db/holdfast/cluster-tests/history"
-	clients "github.com/holdfast-db/holdfast/cluster-tests/workload"
+	"github.com/holdfast-db/holdfast/cluster-tests/history"
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 	"github.com/holdfast-db/holdfast/command"
 )
 
@@ -107,6 +107,9 @@ func hands(seed uint64, faults []fault.Fault) [][]fault.Fault {
 	for _, i := range rng.Perm(len(faults)) {
 		f := faults[i]
 		each := (f.Least+f.Most)/2 + time.Second
+		if f.Brings != "" {
+			each += 5 * time.Second
+		}
 		if len(hand) > 0 && takes+each > handful {
 			all, hand, takes = append(all, hand), nil, 0
 		}
@@ -142,6 +145,16 @@ func (r round) draw() setup {
 		s.trips[site] = time.Duration(rng.IntN(60)) * time.Millisecond
 	}
 	s.flags = []string{"--catchup-rate", copyRate, "--session-ttl-min", "1s"}
+	brings := func(m fault.Moment) bool {
+		return slices.ContainsFunc(r.faults, func(f fault.Fault) bool { return f.Brings == m })
+	}
+	if rng.IntN(4) == 0 || brings(fault.FullCopy) {
+		// Who was away needs a copy soon. The other log store keeps whole files.
+		s.logStore, s.flags = "boltdb", append(s.flags, "--log-retention", "64KiB")
+	}
+	if rng.IntN(4) == 0 || brings(fault.Compaction) {
+		s.flags = append(s.flags, "--history-age", "2s", "--history-changes", "500")
+	}
 	if rng.IntN(3) == 0 {
 		s.flags = append(s.flags, "--raft-multiplier", "2")
 	}
@@ -168,14 +181,14 @@ func (r round) command() string {
 }
 
 // workloads are those of the flag, made for one round.
-func workloads(t *testing.T) []clients.Workload {
+func workloads(t *testing.T) []workload.Workload {
 	t.Helper()
-	all := clients.All()
+	all := workload.All()
 	if *workloadsFlag == "" {
 		return all
 	}
 	asked := strings.Split(*workloadsFlag, ",")
-	named := slices.DeleteFunc(all, func(w clients.Workload) bool { return !slices.Contains(asked, w.Name()) })
+	named := slices.DeleteFunc(all, func(w workload.Workload) bool { return !slices.Contains(asked, w.Name()) })
 	if len(named) != len(asked) {
 		t.Fatalf("of %q these are workloads: %v", *workloadsFlag, named)
 	}
@@ -205,19 +218,19 @@ func (r round) run(t *testing.T) {
 			r.tally.lacks(r.runtime.name, f, why)
 		}
 	}
-	env := &clients.Env{Nodes: s.clients(), History: record.New(), Seed: r.seed, Think: think, Clients: 4}
-	var found []clients.Anomaly
+	env := &workload.Env{Nodes: s.clients(), History: history.New(), Seed: r.seed, Think: think, Clients: 4}
+	var found []workload.Anomaly
 	defer func() {
 		if t.Failed() {
 			r.keep(t, s.directory(), drawn, env.History, found)
 		}
 	}()
 	all := workloads(t)
-	run, err := clients.Start(ctx, env, all...)
+	run, err := workload.Start(ctx, env, all...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	clients.Rest(ctx, calm)
+	workload.Rest(ctx, calm)
 	err = fault.Run(ctx, s, r.plan(faults), func(f fault.Record) {
 		env.History.Struck(f.Fault, on(f), f.From, f.To)
 		r.tally.struck(r.runtime.name, f)
@@ -226,7 +239,7 @@ func (r round) run(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	clients.Rest(ctx, calm)
+	workload.Rest(ctx, calm)
 	run.Stop()
 	s.recover(recovery)
 	ending, cancel := context.WithTimeout(ctx, last)
@@ -258,13 +271,13 @@ func on(f fault.Record) string {
 }
 
 // keep writes down what is known of a failed round.
-func (r round) keep(t *testing.T, dir string, drawn setup, h *record.History, found []clients.Anomaly) {
+func (r round) keep(t *testing.T, dir string, drawn setup, h *history.History, found []workload.Anomaly) {
 	t.Helper()
-	marks := make([]record.Mark, len(found))
+	marks := make([]history.Mark, len(found))
 	var told strings.Builder
 	fmt.Fprintf(&told, "Repeat:\n\n  %s\n\nCluster: %v\n\n", r.command(), drawn)
 	for i, a := range found {
-		marks[i] = record.Mark{Title: a.Workload + ": " + a.Kind, Text: a.Text, Ops: a.Ops}
+		marks[i] = history.Mark{Title: a.Workload + ": " + a.Kind, Text: a.Text, Ops: a.Ops}
 		fmt.Fprintf(&told, "%v\n\n", a)
 	}
 	write := func(name string, content func(*os.File) error) {

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/fault"
-	clients "github.com/holdfast-db/holdfast/cluster-tests/workload"
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 )
 
 // composeRuntime runs the cluster of docker-compose.yml, always the same three sites.
@@ -178,7 +178,7 @@ func (d *composed) frozen(order, from string, names []string) error {
 	})
 }
 
-func (d *composed) clients() []*clients.Node { return clientsOf(d.nodes) }
+func (d *composed) clients() []*workload.Node { return clientsOf(d.nodes) }
 
 func (d *composed) recover(within time.Duration) {
 	d.t.Helper()

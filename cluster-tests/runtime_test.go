@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/fault"
-	clients "github.com/holdfast-db/holdfast/cluster-tests/workload"
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 )
 
 // rig is a running cluster as TestJepsen uses it, whatever it runs on. Its methods
@@ -16,7 +16,7 @@ import (
 type rig interface {
 	fault.Target
 	// clients are its nodes as workloads see them.
-	clients() []*clients.Node
+	clients() []*workload.Node
 	// recover waits until all nodes are ready and stand at one revision with one
 	// lineage. Nothing is broken any more when it is called.
 	recover(within time.Duration)
@@ -85,7 +85,7 @@ func (s setup) processes(t testing.TB, more ...option) *cluster {
 	return c
 }
 
-func (c *cluster) clients() []*clients.Node { return clientsOf(c.nodes) }
+func (c *cluster) clients() []*workload.Node { return clientsOf(c.nodes) }
 
 func (c *cluster) directory() string { return c.dir }
 

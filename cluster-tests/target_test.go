@@ -3,6 +3,7 @@ package clustertests
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -15,7 +16,8 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/fault"
-	clients "github.com/holdfast-db/holdfast/cluster-tests/workload"
+	"github.com/holdfast-db/holdfast/cluster-tests/history"
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 	"github.com/holdfast-db/holdfast/command"
 )
 
@@ -52,10 +54,10 @@ func membersOf(nodes []*node) []fault.Member {
 }
 
 // clientsOf are nodes as the clients of a workload see them.
-func clientsOf(nodes []*node) []*clients.Node {
-	all := make([]*clients.Node, len(nodes))
+func clientsOf(nodes []*node) []*workload.Node {
+	all := make([]*workload.Node, len(nodes))
 	for i, n := range nodes {
-		all[i] = &clients.Node{Name: n.name, Site: n.site, Voter: n.role == command.RoleVoter, URL: "http://" + n.http, Client: web}
+		all[i] = &workload.Node{Name: n.name, Site: n.site, Voter: n.role == command.RoleVoter, URL: "http://" + n.http, Client: web}
 	}
 	return all
 }
@@ -185,6 +187,14 @@ func (c *cluster) ask(ctx context.Context, but ...string) (*node, error) {
 	return nil, fmt.Errorf("%w: no node answers", fault.ErrMissed)
 }
 
+// identity is the id of a member as another knows it; the name where it does not.
+func (c *cluster) identity(asked *node, name string) string {
+	if s, ok := c.server(asked, name); ok {
+		return s.ID
+	}
+	return name
+}
+
 // Transfer implements fault.Transfers.
 func (c *cluster) Transfer(ctx context.Context, to string) error {
 	n, err := c.ask(ctx)
@@ -193,7 +203,7 @@ func (c *cluster) Transfer(ctx context.Context, to string) error {
 	}
 	path := "/v1/operator/raft/transfer-leader"
 	if to != "" {
-		path += "?id=" + url.QueryEscape(to)
+		path += "?id=" + url.QueryEscape(c.identity(n, to))
 	}
 	_, err = n.order(ctx, http.MethodPost, path, nil)
 	return err
@@ -222,6 +232,9 @@ func (c *cluster) Restore(ctx context.Context, archive []byte) error {
 // may be lost, or itself removed, and the cluster goes on. Two in a row that have not
 // come back in between are more than any cluster of three bears.
 func (c *cluster) whole(ctx context.Context, but string) error {
+	if n := c.named(but)[0]; n.role != command.RoleVoter || n.gone {
+		return nil // nobody counts on its vote
+	}
 	asked, err := c.ask(ctx, but)
 	if err != nil {
 		return err
@@ -250,7 +263,7 @@ func (c *cluster) Remove(ctx context.Context, name string) error {
 	n.mu.Lock()
 	n.meant = true // it ends when it learns of it
 	n.mu.Unlock()
-	_, err = asked.order(ctx, http.MethodDelete, "/v1/operator/raft/peer?id="+url.QueryEscape(name), nil)
+	_, err = asked.order(ctx, http.MethodDelete, "/v1/operator/raft/peer?id="+url.QueryEscape(c.identity(asked, name)), nil)
 	if err != nil && !eventually(operating, func() bool { _, ok := c.server(asked, name); return !ok }) {
 		return fmt.Errorf("%w: %w", fault.ErrMissed, err)
 	}
@@ -264,10 +277,8 @@ func (c *cluster) Remove(ctx context.Context, name string) error {
 // Admit implements fault.Memberships.
 func (c *cluster) Admit(ctx context.Context, name string) error {
 	n := c.named(name)[0]
-	if n.role == command.RoleVoter && !n.gone {
-		if err := c.whole(ctx, name); err != nil {
-			return err
-		}
+	if err := c.whole(ctx, name); err != nil {
+		return err
 	}
 	if err := c.Kill(ctx, name); err != nil {
 		return err
@@ -338,7 +349,7 @@ func (c *cluster) bulkUp(ctx context.Context) error {
 	value := make([]byte, 500<<10)
 	for i := range bulk {
 		rand.Read(value) // so that it does not shrink on its way
-		if w := put(asked, fmt.Sprint("bulk/", i), string(value), ""); w.outcome != decided {
+		if w := put(asked, fmt.Sprint("bulk/", i), string(value), ""); w.outcome != history.Decided {
 			return fmt.Errorf("%w: %+v", fault.ErrMissed, w)
 		}
 		if ctx.Err() != nil {
@@ -356,21 +367,32 @@ func (c *cluster) Bring(ctx context.Context, m fault.Moment, name string) error 
 		if err := c.bulkUp(ctx); err != nil {
 			return err
 		}
+		if err := c.see(ctx, "a log that has lost its beginning", func() bool { return c.shortened(ctx) }); err != nil {
+			return err
+		}
 		if err := c.Admit(ctx, name); err != nil {
 			return err
 		}
 		return c.see(ctx, "a copy to "+name, func() bool { return c.sending(n) })
 	case fault.Delta:
-		if err := c.Kill(ctx, name); err != nil {
-			return err
+		for {
+			if err := c.Kill(ctx, name); err != nil {
+				return err
+			}
+			if err := c.bulkUp(ctx); err != nil {
+				return err
+			}
+			if err := c.launch(n); err != nil {
+				return err
+			}
+			soon, cancel := context.WithTimeout(ctx, 3*time.Second)
+			err := c.see(soon, "a delta to "+name, func() bool { return c.sending(n) })
+			cancel()
+			if err == nil || ctx.Err() != nil {
+				return err
+			}
+			// Nobody began at once, so it took the log.
 		}
-		if err := c.bulkUp(ctx); err != nil {
-			return err
-		}
-		if err := c.launch(n); err != nil {
-			return err
-		}
-		return c.see(ctx, "a copy to "+name, func() bool { return c.sending(n) })
 	case fault.Compaction:
 		const oldest = "holdfast_store_oldest_revision"
 		before, ok := n.metric(oldest)
@@ -403,6 +425,18 @@ func (c *cluster) see(ctx context.Context, what string, under func() bool) error
 		time.Sleep(5 * time.Millisecond)
 	}
 	return fmt.Errorf("%w: %s was not seen", fault.ErrMissed, what)
+}
+
+// shortened says whether the leader's log does not reach back to its first entry, so that
+// a member that begins anew needs a copy.
+func (c *cluster) shortened(ctx context.Context) bool {
+	asked, err := c.ask(ctx)
+	if err != nil {
+		return false
+	}
+	var rows []command.Replica
+	body, err := asked.order(ctx, http.MethodGet, "/v1/replicas", nil)
+	return err == nil && json.Unmarshal(body, &rows) == nil && slices.ContainsFunc(rows, func(r command.Replica) bool { return r.Log.First > 1 })
 }
 
 // sending says whether another node is sending a copy.

@@ -105,6 +105,9 @@ type Fault struct {
 	Wants func([]Member) bool
 	// Least and Most bound how long it acts.
 	Least, Most time.Duration
+	// Brings is the moment that the fault waits for, "" for none: before its time
+	// begins it may take a while.
+	Brings Moment
 	// Rewinds says that it takes the cluster back to an earlier state by an
 	// operator's order: what was acknowledged in between is gone, rightly.
 	Rewinds bool

@@ -37,6 +37,9 @@ type Transfers interface {
 
 var transfers = can[Transfers]("hand-overs", nil)
 
+// patience is how long a fault waits for its moment.
+const patience = 30 * time.Second
+
 // hits are the faults that hit a member, or the leader, in the middle of a
 // moment of the member's.
 func hits(m Moment, of func(Member) bool) []Fault {
@@ -67,7 +70,7 @@ func hits(m Moment, of func(Member) bool) []Fault {
 		faults = append(faults, Fault{
 			Name: hit.name + string(m), What: hit.what + string(m), Group: "moment",
 			Needs: []*Ability{moments}, Wants: have(of),
-			Least: 3 * time.Second, Most: 8 * time.Second,
+			Least: time.Second, Most: 6 * time.Second, Brings: m,
 			Act: func(ctx context.Context, s *Scene) error {
 				name, err := s.member(ctx, m, of)
 				if err != nil {
@@ -76,14 +79,16 @@ func hits(m Moment, of func(Member) bool) []Fault {
 				s.Says("%s at %s", m, name)
 				// What it was brought to may have ended its process.
 				s.Undo(func(ctx context.Context) error { return s.Target.Start(ctx, name) })
-				bring, cancel := context.WithDeadline(ctx, s.over)
+				bring, cancel := context.WithTimeout(ctx, patience)
 				defer cancel()
+				holds := time.Until(s.over)
 				if err := s.Target.(Moments).Bring(bring, m, name); err != nil {
 					if bring.Err() != nil && ctx.Err() == nil {
 						err = fmt.Errorf("%w: no %s in time: %v", ErrMissed, m, err)
 					}
 					return err
 				}
+				s.over = time.Now().Add(holds) // its time begins now
 				s.Rest(ctx, s.between(0, 50*time.Millisecond))
 				return hit.act(ctx, s, name)
 			},
