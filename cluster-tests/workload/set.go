@@ -1,10 +1,10 @@
 package workload
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -95,19 +95,29 @@ func (s *Set) Finish(ctx context.Context, e *Env) error {
 func (*Set) Check(ops []history.Op) []Anomaly {
 	found := broken(ops)
 	adds := map[int]history.Op{}
+	var acknowledged []history.Op // adds, by their return
+	highest := 0
 	for _, o := range ops {
 		if o.Name == "add" {
 			adds[o.In.(int)] = o
+			highest = max(highest, o.In.(int))
+			if o.Outcome == history.Decided {
+				acknowledged = append(acknowledged, o)
+			}
 		}
 	}
+	has := make([]bool, highest+1) // what a read has of what was ever added
+	slices.SortStableFunc(acknowledged, func(a, b history.Op) int { return cmp.Compare(a.Return, b.Return) })
 	for _, read := range ops {
 		seen, ok := read.Out.([]int)
 		if !ok {
 			continue
 		}
-		has := map[int]bool{}
+		clear(has)
 		for _, number := range seen {
-			has[number] = true
+			if number < len(has) {
+				has[number] = true
+			}
 			switch add, ok := adds[number]; {
 			case !ok:
 				found = append(found, anomaly("out of nothing", fmt.Sprintf("nobody added %d", number), read))
@@ -117,8 +127,11 @@ func (*Set) Check(ops []history.Op) []Anomaly {
 				found = append(found, anomaly("read of the future", fmt.Sprintf("%d was added later", number), add, read))
 			}
 		}
-		for _, number := range slices.Sorted(maps.Keys(adds)) {
-			if add := adds[number]; add.Outcome == history.Decided && add.Before(read) && !has[number] {
+		for _, add := range acknowledged {
+			if !add.Before(read) {
+				break
+			}
+			if number := add.In.(int); !has[number] {
 				found = append(found, anomaly("lost", fmt.Sprintf("%d was acknowledged and is not there", number), add, read))
 			}
 		}

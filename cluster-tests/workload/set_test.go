@@ -1,6 +1,9 @@
 package workload
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 func TestSetJudgeFindsWhatIsLostAndWhatCameFromNowhere(t *testing.T) {
 	for _, c := range []struct {
@@ -28,4 +31,19 @@ func TestSetJudgeFindsWhatIsLostAndWhatCameFromNowhere(t *testing.T) {
 			condemns(t, NewSet(), m, c.kinds...)
 		})
 	}
+}
+
+func TestSetJudgeIsQuickOnLongHistories(t *testing.T) {
+	var m made
+	var numbers []int
+	for i := range 15_000 {
+		at := time.Duration(4 * i)
+		m.op(at, at+1, "add", i, uint64(i+1))
+		if numbers = append(numbers, i); i%10 == 0 {
+			m.op(at+2, at+3, "read", nil, numbers[:len(numbers):len(numbers)])
+		}
+	}
+	began := time.Now()
+	condemns(t, NewSet(), m)
+	t.Logf("%d operations judged in %v", len(m), time.Since(began))
 }
