@@ -16,7 +16,7 @@ UNIT         = $$(go list ./... | grep -v -e /cluster-tests$$ -e /cluster-tests/
 SEEDS ?= 1000
 SEED  ?= 0
 
-.PHONY: help build dev test unit-test sim-test sim cluster-test race lint bench bench-store bench-switchover bench-feed bench-watch bench-leader image-context compose-test clean
+.PHONY: help build dev test unit-test sim-test sim cluster-test jepsen race lint bench bench-store bench-switchover bench-feed bench-watch bench-leader image-context compose-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,11 @@ sim: ## SEEDS clusters in virtual time, from SEED on
 
 cluster-test: ## real processes under kills, cuts and pauses
 	go test -timeout 14m ./cluster-tests
+
+HOURS ?= 0
+jepsen: image-context ## every workload under every fault on real processes, in about 30 minutes; HOURS=n goes on with new seeds
+	if docker build -q --target prebuilt -t holdfast:jepsen -f Dockerfile bin/image; then export HOLDFAST_IMAGE=holdfast:jepsen; fi; \
+	go test -run '^TestJepsen$$' -count 1 -timeout 0 -v ./cluster-tests -runtime all -rounds 0 -hours $(HOURS) -report $(CURDIR)/bin/jepsen
 
 race: ## all tests under the race detector, the clusters' processes too
 	go test -race -timeout 15m $(UNIT)

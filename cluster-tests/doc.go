@@ -10,10 +10,15 @@
 //	cluster_test.go     a cluster of processes: start, kill, stop, pause, cut, heal, wait
 //	api_test.go         the HTTP API as this package speaks it
 //	traffic_test.go     registers and journals of package workload on such a cluster, and their judgement
+//	target_test.go      the cluster as something that faults act on
+//	runtime_test.go     what clusters run on: namespaces, the loopback interface, containers
+//	                    (runtime_linux_test.go, runtime_compose_test.go)
+//	jepsen_test.go      TestJepsen: every workload under every fault (make jepsen)
+//	jepsen_report_test.go what that came to, as a table
 //	faults_test.go      scenes: leader killed, site cut, leader cut, all nodes killed, ...
 //	failover_test.go    how soon a lost leader is replaced, and what replaces none;
 //	                    -long makes the scenes in which nothing happens last for minutes
-//	netns_linux_test.go a network of namespaces: hosts, sites, firewalls, lossy and long lines
+//	netns_linux_test.go a network of namespaces: hosts, sites, firewalls, bad lines
 //	learner_test.go     what a copy promises while it is cut off, also across a restart
 //	membership_test.go  voters that die, move and come back empty; spares; removal by itself
 //	mainjob_test.go     the Debian package index through the whole cluster

@@ -20,6 +20,7 @@ import (
 // network namespaces, which takes root on the host.
 var composeRuntime = platform{
 	name: "compose",
+	most: 6,
 	lacks: func() string {
 		switch {
 		case os.Getenv("HOLDFAST_IMAGE") == "":

@@ -27,6 +27,9 @@ type rig interface {
 // platform is a way to run clusters.
 type platform struct {
 	name string
+	// most bounds the rounds in which all faults are to act, where a round takes long;
+	// 0 for no bound.
+	most int
 	// lacks says why it cannot be had here; "" when it can.
 	lacks func() string
 	// start starts a cluster that ends with the test: inspected, and without a trace
