@@ -518,23 +518,18 @@ func (e *entryChecker) rest(s types.SegmentInfo, tail types.SegmentWriter) error
 		return err
 	}
 	defer f.Close()
-	const frame = 8 // header of an entry, and all of a commit
-	end := int64(walFileHeader)
-	if last := tail.LastIndex(); last > 0 {
-		o, ok := tail.(interface{ OffsetForFrame(uint64) (uint32, error) })
-		if full, _, err := tail.Sealed(); !ok || full || err != nil {
-			return err
-		}
-		off, err := o.OffsetForFrame(last)
-		if err != nil {
-			return err
-		}
-		var head [frame]byte
-		if _, err := f.ReadAt(head[:], int64(off)); err != nil {
-			return err
-		}
-		size := int64(binary.LittleEndian.Uint32(head[4:]))
-		end = int64(off) + frame + (size+frame-1)/frame*frame + frame
+	if err := lostBehind(f.Name(), tail); err != nil {
+		return err
+	}
+	if full, _, err := tail.Sealed(); full || err != nil {
+		return err
+	}
+	end, err := walEnd(f, tail)
+	if err != nil {
+		return err
+	}
+	if tail.LastIndex() > 0 {
+		end += walFrameHeader // its commit
 	}
 	r := bufio.NewReaderSize(io.NewSectionReader(f, end, 1<<62), 1<<20)
 	for {

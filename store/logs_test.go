@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -557,6 +558,95 @@ func TestVerifyAcceptsWhatBoltWrote(t *testing.T) {
 			t.Fatalf("round %d: %v", round, err)
 		}
 	}
+}
+
+// raft-wal ends a log where it meets something that it cannot make sense of, and starts
+// over there: as it must when a crash has cut a write short. But what comes after such a
+// write was never written, so where something does, entries are lost that were
+// acknowledged.
+func TestALogWithDamageBeforeItsEndIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "data")
+	d := openTestDir(t, path)
+	l := openTestLogs(t, d, LogStoreWAL)
+	for i := range uint64(20) {
+		appendEntries(t, l.Log, 3*i+1, 3*i+3, 100)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	names, err := filepath.Glob(filepath.Join(path, walLogDir, "*.wal"))
+	if err != nil || len(names) != 1 {
+		t.Fatal(names, err)
+	}
+	name := names[0]
+	whole, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	frames := walFrames(whole)
+	opens := func(b []byte) error {
+		write(t, name, b)
+		l, err := d.OpenLogs(LogStoreWAL)
+		if err == nil {
+			err = l.Close()
+		}
+		return err
+	}
+	for i, at := range frames[:len(frames)-8] {
+		if i%7 != 0 && whole[at] != segment.FrameCommit {
+			continue
+		}
+		// The kind, and bits of the length that move the end. What moves none is found when
+		// the entry is read.
+		for _, flip := range []struct {
+			off int
+			bit byte
+		}{{0, 1}, {0, 2}, {0, 0x40}, {4, 0x10}, {4, 0x80}, {5, 1}} {
+			b := bytes.Clone(whole)
+			if b[at+flip.off] ^= flip.bit; flip.off > 0 && whole[at] == segment.FrameCommit {
+				continue // the checksum of a write that is not the last one is not looked at
+			}
+			if err := opens(b); err == nil {
+				t.Errorf("frame %d of %d: byte %d was flipped by %#x, and nobody noticed", i, len(frames), flip.off, flip.bit)
+			} else {
+				oneLine(t, err, "log cannot be opened")
+			}
+		}
+	}
+	// A write that was cut short, whatever of it there is, and what is left of one that was
+	// written over.
+	last := frames[len(frames)-4]
+	for n := 0; n < len(whole[last:]) && n < 600; n += 16 {
+		b := bytes.Clone(whole)
+		clear(b[last+n : last+n+8])
+		if err := opens(b); err != nil {
+			t.Errorf("without the bytes from %d of the last write: %v", n, err)
+		}
+	}
+	b := bytes.Clone(whole)
+	clear(b[last : last+8])
+	write(t, name, b)
+	l = openTestLogs(t, d, LogStoreWAL)
+	wantBounds(t, l, 1, 57)
+	appendEntries(t, l.Log, 58, 58, 10)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = openTestLogs(t, d, LogStoreWAL)
+	wantBounds(t, l, 1, 58)
+}
+
+// walFrames is where the frames of a segment begin.
+func walFrames(b []byte) (at []int) {
+	for i := walFileHeader; b[i] != 0; {
+		at = append(at, i)
+		size := 0
+		if b[i] != segment.FrameCommit {
+			size = int(binary.LittleEndian.Uint32(b[i+4:]))
+		}
+		i += walFrameHeader + (size+walFrameHeader-1)/walFrameHeader*walFrameHeader
+	}
+	return at
 }
 
 func TestMisplacedEntryIsReported(t *testing.T) {

@@ -37,15 +37,20 @@ const (
 const (
 	walMagic      = 0x58eb6b0d
 	walFileHeader = 32
+	// walFrameHeader is the header of an entry, all of a commit, and what both are
+	// aligned to.
+	walFrameHeader = 8
 	// walInUse is our key in raft-wal's own table of stable values: the id of
 	// the newest segment that holds an entry.
 	walInUse = "holdfast.segment-in-use"
 )
 
-// A walLog is raft-wal with four gaps closed:
+// A walLog is raft-wal with five gaps closed:
 //
 //   - raft-wal does not check what it reads, and a damaged entry can end the
 //     process. Here each entry carries a checksum (walCodec).
+//   - raft-wal ends a log at whatever it can make nothing of, as at a write that
+//     a crash has cut short. Where whole writes follow, it is damage (lostBehind).
 //   - raft-wal takes an absent last segment for one it had no time to create,
 //     and starts it empty. Here the first entry of a segment is acknowledged
 //     only after the segment is noted as in use, so checkWAL can tell a loss
@@ -295,6 +300,10 @@ func (f *walFiles) RecoverTail(info types.SegmentInfo) (types.SegmentWriter, err
 	if err != nil {
 		return nil, err
 	}
+	if err := lostBehind(path, w); err != nil {
+		w.Close()
+		return nil, err
+	}
 	noted, err := f.meta.GetStable([]byte(walInUse))
 	if err != nil {
 		w.Close()
@@ -310,6 +319,82 @@ func (f *walFiles) RecoverTail(info types.SegmentInfo) (types.SegmentWriter, err
 		}
 	}
 	return t, nil
+}
+
+// walEnd is the offset behind the last entry that raft-wal has found in its last segment.
+// A commit follows there, or the index of a full segment and a commit.
+func walEnd(b io.ReaderAt, tail types.SegmentWriter) (int64, error) {
+	last := tail.LastIndex()
+	if last == 0 {
+		return walFileHeader, nil
+	}
+	o, ok := tail.(interface{ OffsetForFrame(uint64) (uint32, error) })
+	if !ok {
+		return 0, errors.New("raft-wal does not say where an entry is")
+	}
+	off, err := o.OffsetForFrame(last)
+	if err != nil {
+		return 0, err
+	}
+	var head [walFrameHeader]byte
+	if _, err := b.ReadAt(head[:], int64(off)); err != nil {
+		return 0, err
+	}
+	return int64(off) + walFrameSize(head[:]), nil
+}
+
+// walFrameSize is how many bytes a frame takes, by its header. A commit has the checksum
+// of what it commits in the place of a length.
+func walFrameSize(head []byte) int64 {
+	if head[0] == segment.FrameCommit {
+		return walFrameHeader
+	}
+	size := int64(binary.LittleEndian.Uint32(head[4:]))
+	return walFrameHeader + (size+walFrameHeader-1)/walFrameHeader*walFrameHeader
+}
+
+// lostBehind returns an error when a whole write lies behind the end that raft-wal has
+// found of a segment. Each write is begun when the one before it is durable, so what
+// raft-wal could make nothing of was durable then, and is lost now. What a crash leaves
+// is never that: of the last write of all there may be any part, or, if another one has
+// been written over its beginning, its end, which its checksum does not fit.
+func lostBehind(path string, tail types.SegmentWriter) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	end, err := walEnd(f, tail)
+	if err != nil {
+		return err
+	}
+	rest, err := io.ReadAll(io.NewSectionReader(f, end, 1<<62))
+	if err != nil {
+		return err
+	}
+	rest = bytes.TrimRight(rest, "\x00")
+	for at := 0; at+walFrameHeader <= len(rest); at += walFrameHeader {
+		if rest[at] == segment.FrameCommit && wholeWrite(rest[at+walFrameHeader:]) {
+			return command.ErrDamaged.With("entry %d cannot be read, and whole ones follow", tail.LastIndex()+1)
+		}
+	}
+	return nil
+}
+
+// wholeWrite reports whether b begins with entries and the commit that fits them.
+func wholeWrite(b []byte) bool {
+	for at := int64(0); at+walFrameHeader <= int64(len(b)); {
+		head := b[at : at+walFrameHeader]
+		switch head[0] {
+		case segment.FrameEntry, segment.FrameIndex:
+			at += walFrameSize(head)
+		case segment.FrameCommit:
+			return at > 0 && binary.LittleEndian.Uint32(head[4:]) == crc32.Checksum(b[:at], identityCRC)
+		default:
+			return false
+		}
+	}
+	return false
 }
 
 // dropTail closes a recovered segment nobody asked for.
