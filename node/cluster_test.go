@@ -939,9 +939,21 @@ func TestACopyOverALinkThatBreaksArrivesPieceByPiece(t *testing.T) {
 	}
 }
 
+// A voter asks for votes and so hears of it. A learner that nobody calls any more has to
+// ask, too.
 func TestADiskThatWentBackIsRefused(t *testing.T) {
-	c := newCluster(t, nil)
-	f := c.followers()[0]
+	t.Run("of a voter", func(t *testing.T) {
+		c := newCluster(t, nil)
+		testWentBack(t, c, c.followers()[0])
+	})
+	t.Run("of a learner", func(t *testing.T) {
+		c := newCluster(t, nil)
+		testWentBack(t, c, c.add("e1", "east", command.RoleLearner))
+	})
+}
+
+func testWentBack(t *testing.T, c *cluster, f *member) {
+	t.Helper()
 	c.leader().mustPut("a", "1")
 	c.level()
 	f.stop()

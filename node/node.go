@@ -147,8 +147,8 @@ func (n *Node) loop(fn func()) {
 	}()
 }
 
-// housekeeping sizes the log, warns of learners that will need more of it, and watches
-// for failures of the disk.
+// housekeeping sizes the log, warns of learners that will need more of it, looks for the
+// voters when no leader does, and watches for failures of the disk.
 func (n *Node) housekeeping() {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
@@ -160,6 +160,10 @@ func (n *Node) housekeeping() {
 			n.setLogBudget()
 			n.rememberPeers()
 			n.warn(&warned)
+			if n.leaderID() == "" && !n.Paused() && n.Failure() == nil {
+				// Who calls nobody does not hear why nobody calls.
+				n.knock(n.ctx)
+			}
 		case err := <-n.parts.Failed:
 			n.diskFailed(err)
 		case <-n.stop:

@@ -106,11 +106,12 @@ func (n *Node) syncing() (context.Context, error) {
 	return p.ctx, nil
 }
 
-// knockLimit bounds how long Resume waits for the voters. The leader asks once a
-// second by itself.
+// knockLimit bounds how long the voters are waited for. The leader asks once a second by
+// itself.
 const knockLimit = time.Second
 
-// knock shows the voters that this node is back: one of them leads.
+// knock shows the voters that this node is there: one of them leads, or says why it is
+// refused.
 func (n *Node) knock(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, knockLimit)
 	defer cancel()
@@ -119,7 +120,7 @@ func (n *Node) knock(ctx context.Context) {
 	for _, id := range others {
 		all.Go(func() {
 			if err := n.parts.Transport.Knock(ctx, id); err != nil {
-				n.log.Debug("a voter was not told that this copy is resumed", "id", id, "error", err)
+				n.log.Debug("a voter was not told that this node is there", "id", id, "error", err)
 			}
 		})
 	}
