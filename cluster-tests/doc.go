@@ -23,6 +23,7 @@
 //	membership_test.go  voters that die, move and come back empty; spares; removal by itself
 //	mainjob_test.go     the Debian package index through the whole cluster
 //	dialect_test.go     answers that clients of other languages compare to the letter
+//	diskfaults_linux_test.go disks that fail, lose power, go back, and hold what nobody wrote
 //	badinput_test.go    refusals: one line, exit status 1, nothing changed on disk; what no
 //	                    request should be, and clients that never finish theirs
 //	planted_test.go     bugs built into the binary on purpose, and who must find them

@@ -13,6 +13,7 @@
 //	processes.go  kills, pauses, restarts
 //	moments.go    kills and cuts in the middle of a copy, a compaction, a hand-over
 //	members.go    removal, return, another address, another log store, a restore
+//	disks.go      disks that fail, lose power, and hold what nobody wrote
 //	composed.go   several at once
 //
 // Time is used only through package time and contexts, and chance only through
@@ -83,7 +84,7 @@ type Ability struct {
 }
 
 // abilities are all optional interfaces.
-var abilities = []*Ability{lines, moments, memberships, logStores, snapshots, transfers}
+var abilities = []*Ability{lines, moments, memberships, logStores, snapshots, transfers, disks}
 
 // can makes the ability of a target to be an I.
 func can[I any](name string, heal func(context.Context, I) error) *Ability {
@@ -132,7 +133,7 @@ func (f Fault) Fits(t Target) error {
 
 // All are all faults.
 func All() []Fault {
-	return slices.Concat(partitionFaults, lineFaults, processFaults, momentFaults, memberFaults, composedFaults)
+	return slices.Concat(partitionFaults, lineFaults, processFaults, momentFaults, memberFaults, diskFaults, composedFaults)
 }
 
 // Groups are the kinds of faults, in the order of All.

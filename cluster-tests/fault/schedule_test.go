@@ -19,6 +19,7 @@ type paper struct {
 	members []Member
 	down    map[string]bool
 	frozen  map[string]bool
+	sick    map[string]bool // their disks
 	gone    map[string]bool // removed, and not admitted yet
 	blocked []Pair
 	bad     map[string]Line
@@ -27,7 +28,7 @@ type paper struct {
 }
 
 func newPaper(t testing.TB, members []Member) *paper {
-	return &paper{t: t, members: members, down: map[string]bool{}, frozen: map[string]bool{}, gone: map[string]bool{}, bad: map[string]Line{}}
+	return &paper{t: t, members: members, down: map[string]bool{}, frozen: map[string]bool{}, sick: map[string]bool{}, gone: map[string]bool{}, bad: map[string]Line{}}
 }
 
 // call is at the head of every order.
@@ -143,6 +144,23 @@ func (p *paper) Save(ctx context.Context) ([]byte, error) {
 	return []byte("archive"), p.call(ctx, "save")
 }
 
+func (p *paper) Sicken(ctx context.Context, name string, _ Illness) error {
+	return p.set(ctx, "sicken", p.sick, true, name)
+}
+
+func (p *paper) Cure(ctx context.Context, names ...string) error {
+	if len(names) == 0 {
+		names = namesOf(p.members)
+	}
+	return p.set(ctx, "cure", p.sick, false, names...)
+}
+
+func (p *paper) LosePower(ctx context.Context, _ uint64, names ...string) error {
+	return p.set(ctx, "lose power", p.down, true, names...)
+}
+
+func (p *paper) Folder(string) string { return "" }
+
 func (p *paper) Restore(ctx context.Context, _ []byte) error { return p.call(ctx, "restore") }
 
 // broken is what is not as it should be.
@@ -154,6 +172,9 @@ func (p *paper) broken() string {
 		}
 		if p.frozen[m.Name] {
 			b = append(b, m.Name+" is frozen")
+		}
+		if p.sick[m.Name] {
+			b = append(b, "the disk of "+m.Name+" is sick")
 		}
 		if p.gone[m.Name] {
 			b = append(b, m.Name+" is removed")

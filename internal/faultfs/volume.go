@@ -15,6 +15,8 @@ type Fault struct {
 	At int
 	// Forever: so do all operations that follow.
 	Forever bool
+	// Only is the kind of operation that can meet the fault; zero: any.
+	Only Kind
 	// Err is the error, EIO when zero. ENOSPC is met only by operations that
 	// need space: write, fallocate, create, mkdir.
 	Err syscall.Errno
@@ -89,7 +91,7 @@ func (v *volume) do(o *operation) (*node, syscall.Errno) {
 }
 
 func (f *Fault) meets(n int, k Kind) bool {
-	return f.At > 0 && n >= f.At && (f.Err != syscall.ENOSPC || k.allocates()) && (f.Delay == 0 || k == Fsync)
+	return f.At > 0 && n >= f.At && (f.Only == 0 || f.Only == k) && (f.Err != syscall.ENOSPC || k.allocates()) && (f.Delay == 0 || k == Fsync)
 }
 
 // hang waits for Release before it carries out an operation. The journal has it
