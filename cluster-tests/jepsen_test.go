@@ -184,17 +184,26 @@ func (r round) command() string {
 	return strings.Join(args, " ")
 }
 
-// workloads are those of the flag, made for one round.
-func workloads(t *testing.T) []workload.Workload {
+// workloads are those of the flag, made for the round. Without the flag one that runs
+// alone has every eighth round or so to itself.
+func (r round) workloads(t *testing.T) []workload.Workload {
 	t.Helper()
 	all := workload.All()
 	if *workloadsFlag == "" {
-		return all
+		rng := rand.New(rand.NewPCG(r.seed, 3))
+		rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+		if i := slices.IndexFunc(all, workload.Alone); i >= 0 && rng.IntN(8) == 0 {
+			return all[i : i+1]
+		}
+		return slices.DeleteFunc(all, workload.Alone)
 	}
 	asked := strings.Split(*workloadsFlag, ",")
 	named := slices.DeleteFunc(all, func(w workload.Workload) bool { return !slices.Contains(asked, w.Name()) })
 	if len(named) != len(asked) {
 		t.Fatalf("of %q these are workloads: %v", *workloadsFlag, named)
+	}
+	if len(named) > 1 && slices.ContainsFunc(named, workload.Alone) {
+		t.Fatalf("one of %q runs alone", *workloadsFlag)
 	}
 	return named
 }
@@ -229,7 +238,7 @@ func (r round) run(t *testing.T) {
 			r.keep(t, s.directory(), drawn, env.History, found)
 		}
 	}()
-	all := workloads(t)
+	all := r.workloads(t)
 	run, err := workload.Start(ctx, env, all...)
 	if err != nil {
 		t.Fatal(err)

@@ -16,6 +16,8 @@ type plantedBug struct {
 	name    string // value of HOLDFAST_PLANTED, see package planted
 	breaks  string // what the bug does
 	disturb func(c *cluster, w *traffic)
+	// flags are of all nodes.
+	flags []string
 	// more makes the workload that must find it, when that is not of the ordinary traffic.
 	more func() workload.Workload
 	// judge and kinds are a workload and the anomalies of which it must find one. With
@@ -112,6 +114,66 @@ var plantedBugs = []plantedBug{
 		kinds:   []string{"lost"},
 	},
 	{
+		name:    "time-of-the-leader",
+		breaks:  "the same, seen by lock-delays that end with the leader",
+		flags:   shortSessions,
+		more:    func() workload.Workload { return workload.NewLocks() },
+		disturb: leadershipTaken,
+		judge:   "locks",
+		kinds:   []string{"lock delay"},
+	},
+	{
+		name:    "token-not-stepped",
+		breaks:  "a lock that is held anew keeps its LockIndex, so that nothing is fenced",
+		flags:   shortSessions,
+		more:    func() workload.Workload { return workload.NewLocks() },
+		disturb: func(_ *cluster, w *traffic) { w.awaitWrites(200) },
+		judge:   "locks",
+		kinds:   []string{"lock index"},
+	},
+	{
+		name:    "rest-of-the-time-to-live",
+		breaks:  "a new leader gives sessions less than their whole time",
+		flags:   shortSessions,
+		more:    func() workload.Workload { return workload.NewLocks() },
+		disturb: leadershipTaken,
+		judge:   "locks",
+		kinds:   []string{"session ended early"},
+	},
+	{
+		name:    "cas-before-the-log",
+		breaks:  "the same, seen by a semaphore that lets in one too many",
+		flags:   shortSessions,
+		more:    func() workload.Workload { return workload.NewSemaphores() },
+		disturb: func(_ *cluster, w *traffic) { w.awaitWrites(200) },
+		judge:   "semaphores",
+		kinds:   []string{"lost update", "too many"},
+	},
+	{
+		name:    "index-of-the-newest",
+		breaks:  "an answer has an index newer than what it tells",
+		more:    func() workload.Workload { return workload.NewWatches() },
+		disturb: func(_ *cluster, w *traffic) { w.awaitWrites(200) },
+		judge:   "watches",
+		kinds:   []string{"not the state it says"},
+	},
+	{
+		name:    "rest-of-an-index-lost",
+		breaks:  "a feed that is resumed inside an index goes on behind it",
+		more:    func() workload.Workload { return workload.NewFeeds() },
+		disturb: func(_ *cluster, w *traffic) { w.awaitWrites(200) },
+		judge:   "feeds",
+		kinds:   []string{"gap"},
+	},
+	{
+		name:    "archive-one-short",
+		breaks:  "an archive lacks the last of what it says it holds",
+		more:    func() workload.Workload { return workload.NewRestores() },
+		disturb: func(_ *cluster, w *traffic) { w.awaitWrites(200) },
+		judge:   "restores",
+		kinds:   []string{"not the state it says", "torn"},
+	},
+	{
 		name:    "clock-in-apply",
 		breaks:  "what an entry becomes depends on who applies it",
 		disturb: func(_ *cluster, w *traffic) { w.awaitWrites(100) },
@@ -168,6 +230,9 @@ func leaderCutOff(c *cluster, w *traffic) {
 	w.awaitReads(leader, 50)
 }
 
+// shortSessions lets clients have sessions that end soon.
+var shortSessions = []string{"--session-ttl-min", "1s"}
+
 func TestPlantedBugsAreFound(t *testing.T) {
 	bin, err := build("holdfast-planted", "-tags", "planted")
 	if err != nil {
@@ -175,7 +240,8 @@ func TestPlantedBugsAreFound(t *testing.T) {
 	}
 	for _, bug := range plantedBugs {
 		t.Run(bug.name+": "+bug.breaks, func(t *testing.T) {
-			c := startCluster(t, threeSites, withBinary(bin, "HOLDFAST_PLANTED="+bug.name))
+			c := startCluster(t, threeSites, withBinary(bin, "HOLDFAST_PLANTED="+bug.name),
+				func(c *cluster) { c.extra = append(c.extra, bug.flags...) })
 			var more []workload.Workload
 			if bug.more != nil {
 				more = append(more, bug.more())

@@ -124,7 +124,9 @@ func (d *draft) write(op *command.TxnOp) (recs []command.Record, what string, er
 			return nil, fmt.Sprintf("failed to lock key %q due to lock delay", op.Key), err
 		}
 		rec.Session, changed = op.Session, true
-		rec.LockIndex++
+		if !planted.Bug("token-not-stepped") || rec.LockIndex == 0 {
+			rec.LockIndex++
+		}
 	case op.Verb == command.VerbUnlock:
 		rec.Session, changed = "", true
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/internal/planted"
 )
 
 const (
@@ -148,6 +149,9 @@ func (x *exchange) readOne(v command.View) error {
 		return nil
 	}
 	x.read.found, x.read.index = true, rec.ModifyRevision
+	if planted.Bug("index-of-the-newest") {
+		x.read.index = v.KVRevision()
+	}
 	if x.knows(x.read.index) {
 		return nil
 	}

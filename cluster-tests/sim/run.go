@@ -102,6 +102,9 @@ func newScenario(seed uint64, o options) *scenario {
 		r.Shuffle(len(s.workloads), func(i, j int) { s.workloads[i], s.workloads[j] = s.workloads[j], s.workloads[i] })
 		s.workloads = s.workloads[:min(len(s.workloads), 1+r.IntN(3))]
 	}
+	if i := slices.IndexFunc(s.workloads, workload.Alone); i >= 0 {
+		s.workloads = s.workloads[i : i+1]
+	}
 	target := &Cluster{}
 	for range s.plan.voters {
 		target.members = append(target.members, &member{Site: home, Voter: true})

@@ -90,9 +90,7 @@ func (w *Watches) write(ctx context.Context, e *Env, id int) {
 		release()
 		// So rarely that who waits does wait, and is not woken by the next change
 		// when this one was missed.
-		for range r.IntN(40) {
-			e.Pause(ctx, r)
-		}
+		Rest(ctx, time.Duration(r.Int64N(int64(40*max(e.Think, 10*time.Millisecond)))))
 	}
 }
 

@@ -214,7 +214,7 @@ func (e *Env) each(n int, client func(id int)) {
 func All() []Workload {
 	return []Workload{
 		NewSet(), NewRegister(), NewJournal(), NewCounter(), NewCausal(), NewAppend(), NewBank(), NewLongFork(),
-		NewLocks(), NewSemaphores(), NewWatches(), NewFeeds(),
+		NewLocks(), NewSemaphores(), NewWatches(), NewFeeds(), NewRestores(),
 	}
 }
 
