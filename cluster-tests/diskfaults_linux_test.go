@@ -154,16 +154,21 @@ func (s *onSickDisks) anyOf(nodes []*node) *node { return nodes[s.r.IntN(len(nod
 // losePower takes the power from nodes and gives it back.
 func (s *onSickDisks) losePower(nodes ...*node) {
 	s.t.Helper()
-	s.powerOff(nodes...)
+	s.powerOff(s.chance(), nodes...)
 	s.powerOn(nodes...)
 }
 
-func (s *onSickDisks) powerOff(nodes ...*node) {
-	s.t.Helper()
-	seed := uint64(0)
-	if s.r.IntN(4) > 0 {
-		seed = 1 + s.r.Uint64N(1<<32)
+// chance is the seed of what a loss of power leaves: one time in four nothing but what
+// was synced.
+func (s *onSickDisks) chance() uint64 {
+	if s.r.IntN(4) == 0 {
+		return 0
 	}
+	return 1 + s.r.Uint64N(1<<32)
+}
+
+func (s *onSickDisks) powerOff(seed uint64, nodes ...*node) {
+	s.t.Helper()
 	names := make([]string, len(nodes))
 	for i, n := range nodes {
 		names[i] = n.name
@@ -278,7 +283,7 @@ var diskFaults = []diskFault{
 			s.strike("cured", s.Cure(s.t.Context(), n.name))
 			if ill.Final {
 				if s.r.IntN(2) == 0 {
-					s.powerOff(n)
+					s.powerOff(s.chance(), n)
 				} else {
 					s.kill(n)
 				}
@@ -410,12 +415,12 @@ var diskFaults = []diskFault{
 			case 0: // the leader, right after an acknowledged write
 				s.pause(others[0])
 				s.w.awaitWrites(20)
-				s.powerOff(leader)
+				s.powerOff(s.chance(), leader)
 				s.resume(others[0])
 			default: // a follower, and the other one has missed the latest writes
 				s.split(others[0])
 				s.w.awaitWrites(20)
-				s.powerOff(others[1])
+				s.powerOff(s.chance(), others[1])
 				s.heal()
 			}
 			s.waitLeader(slices.DeleteFunc(s.voters(), func(n *node) bool { return !n.running() })...)
@@ -513,6 +518,15 @@ func TestDiskFaults(t *testing.T) {
 }
 
 func (f diskFault) run(volumes, t *testing.T, seed uint64, opts ...option) {
+	s := startOnDisks(volumes, t, seed, opts...)
+	defer s.w.stop()
+	f.act(s)
+	s.w.judge()
+}
+
+// startOnDisks starts a cluster whose disks can be made ill, and the load on it.
+func startOnDisks(volumes, t *testing.T, seed uint64, opts ...option) *onSickDisks {
+	t.Helper()
 	d, placed := onDisks(volumes, diskSites)
 	s := &onSickDisks{disks: d, seed: seed, outages: map[string][]time.Duration{}, r: rand.New(rand.NewPCG(seed, 0))}
 	t.Logf("seed %d", seed)
@@ -520,8 +534,92 @@ func (f diskFault) run(volumes, t *testing.T, seed uint64, opts ...option) {
 	t.Cleanup(func() { _ = d.Cure(context.Background()) }) // what hangs in the kernel cannot be killed
 	s.w = s.load()
 	s.w.excused = s.excused
-	defer s.w.stop()
 	s.w.awaitWrites(100)
-	f.act(s)
-	s.w.judge()
+	return s
+}
+
+// plantedDiskBug is a plantedBug that shows on disks only. A cluster that has met it is
+// beyond repair, and is not inspected.
+type plantedDiskBug struct {
+	name, breaks string
+	// disturb returns how the bug was seen, nil where the judges of the traffic must see it.
+	disturb func(s *onSickDisks) (found error)
+}
+
+var plantedDiskBugs = []plantedDiskBug{
+	{"unsynced-log", "entries of a boltdb log are acknowledged before they are synced", func(s *onSickDisks) error {
+		s.w.awaitWrites(200)
+		s.powerOff(0, s.nodes...)
+		for _, n := range s.nodes {
+			s.start(n)
+		}
+		s.waitLeader()
+		s.w.awaitWrites(100)
+		return nil
+	}},
+	{"rolled-back-let-in", "a peer whose disk went back is let in, and its vote counts", func(s *onSickDisks) error {
+		leader := s.waitLeader()
+		n, third := without(s.voters(), leader)[0], without(s.voters(), leader)[1]
+		old := filepath.Join(s.t.TempDir(), "old")
+		s.kill(n)
+		s.strike(n.name+" is saved", fault.Save(n.data, old))
+		s.start(n)
+		s.waitReady(n)
+		s.split(third)
+		s.w.awaitWrites(200)
+		s.kill(leader, n)
+		s.strike(n.name+" is rolled back", fault.RollBack(n.data, old))
+		s.heal()
+		s.start(n)
+		s.waitLeader(n, third)
+		s.w.awaitWrites(100)
+		return nil
+	}},
+	{"unchecked-record", "the checksum of a record is not looked at", func(s *onSickDisks) error {
+		value := strings.Repeat("kept as it was written ", 10)
+		s.wait(10*time.Second, "a value is kept", func() bool { return put(s.voters()[0], "kept", value, "").ok })
+		n := s.node("e1")
+		at := s.placesOf(n, value)
+		what, err := fault.FlipAt(filepath.Join(n.data, "state.db"), at+100, 4)
+		s.strike(what, err)
+		var found error
+		s.wait(10*time.Second, "the value is served", func() bool {
+			a, err := read(n, "kept", "stale")
+			if err == nil && len(a.entries) == 1 && string(a.entries[0].Value) != value {
+				found = fmt.Errorf("e1 served %q", a.entries[0].Value)
+			}
+			return err == nil && len(a.entries) == 1
+		})
+		return found
+	}},
+}
+
+func TestPlantedBugsOfDisksAreFound(t *testing.T) {
+	faultfs.Mount(t) // or skip
+	bin, err := build("holdfast-planted-disks", "-tags", "planted")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, bug := range plantedDiskBugs {
+		t.Run(bug.name+": "+bug.breaks, func(st *testing.T) {
+			s := startOnDisks(t, st, 1, withLogStore("boltdb"), withBinary(bin, "HOLDFAST_PLANTED="+bug.name))
+			defer s.w.stop()
+			found := bug.disturb(s)
+			s.w.stop()
+			all := slices.DeleteFunc(s.w.run.Check(), s.excused)
+			if found == nil && len(all) > 0 {
+				found = errors.New(all[0].String())
+			}
+			for _, n := range s.nodes {
+				if n.running() {
+					s.kill(n)
+				}
+			}
+			if found == nil {
+				st.Errorf("a cluster in which %s passed as sound", bug.breaks)
+			} else {
+				st.Logf("found: %.600s", found)
+			}
+		})
+	}
 }

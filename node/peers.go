@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/internal/planted"
 )
 
 // rememberPeers notes what each member has been seen to hold, so that a disk
@@ -42,7 +43,7 @@ func (n *Node) Check(peer command.Hello) error {
 	if peer.Starts == 0 {
 		return nil // it only asks, and has not opened its data directory yet
 	}
-	if n.judgedBefore(peer) {
+	if n.judgedBefore(peer) || planted.Bug("rolled-back-let-in") {
 		return nil
 	}
 	// Else each try to connect would leave a goroutine and a connection behind, for as

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/internal/planted"
 )
 
 // The keys of Raft's stable values, as the library names them.
@@ -39,7 +41,8 @@ func openBolt(path string, begin func(*raftboltdb.BoltStore) error) (*raftboltdb
 	open := func(path string) (s *raftboltdb.BoltStore, err error) {
 		err = openGuarded(path, func() error {
 			s, err = raftboltdb.New(raftboltdb.Options{
-				Path: path,
+				Path:   path,
+				NoSync: planted.Bug("unsynced-log") && strings.HasPrefix(filepath.Base(path), boltLogFile),
 				BoltOptions: &bbolt.Options{
 					Timeout: time.Second, // the directory's lock is ours, so nobody has it
 					// The list of free pages is made anew at each start instead of
