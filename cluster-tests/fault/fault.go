@@ -10,6 +10,7 @@
 //	shapes.go     partitions as pure functions
 //	partitions.go the faults made of them
 //	lines.go      the lines between sites
+//	clocks.go     wall clocks that jump and run wrong, hosts that sleep
 //	processes.go  kills, pauses, restarts
 //	moments.go    kills and cuts in the middle of a copy, a compaction, a hand-over
 //	members.go    removal, return, another address, another log store, a restore
@@ -84,7 +85,7 @@ type Ability struct {
 }
 
 // abilities are all optional interfaces.
-var abilities = []*Ability{lines, moments, memberships, logStores, snapshots, transfers, disks}
+var abilities = []*Ability{lines, clocks, moments, memberships, logStores, snapshots, transfers, disks}
 
 // can makes the ability of a target to be an I.
 func can[I any](name string, heal func(context.Context, I) error) *Ability {
@@ -133,7 +134,7 @@ func (f Fault) Fits(t Target) error {
 
 // All are all faults.
 func All() []Fault {
-	return slices.Concat(partitionFaults, lineFaults, processFaults, momentFaults, memberFaults, diskFaults, composedFaults)
+	return slices.Concat(partitionFaults, lineFaults, clockFaults, processFaults, momentFaults, memberFaults, diskFaults, composedFaults)
 }
 
 // Groups are the kinds of faults, in the order of All.

@@ -23,12 +23,13 @@ type paper struct {
 	gone    map[string]bool // removed, and not admitted yet
 	blocked []Pair
 	bad     map[string]Line
+	wrong   map[string]bool // the wall clock
 	calls   int
 	fail    func(call string) error // what a call comes to; nil for success
 }
 
 func newPaper(t testing.TB, members []Member) *paper {
-	return &paper{t: t, members: members, down: map[string]bool{}, frozen: map[string]bool{}, sick: map[string]bool{}, gone: map[string]bool{}, bad: map[string]Line{}}
+	return &paper{t: t, members: members, down: map[string]bool{}, frozen: map[string]bool{}, sick: map[string]bool{}, gone: map[string]bool{}, bad: map[string]Line{}, wrong: map[string]bool{}}
 }
 
 // call is at the head of every order.
@@ -115,6 +116,34 @@ func (p *paper) SetLine(ctx context.Context, site string, l Line) error {
 	return p.call(ctx, "line")
 }
 
+func (p *paper) OwnClocks() bool { return true }
+
+func (p *paper) Jump(ctx context.Context, _ time.Duration, names ...string) error {
+	return p.set(ctx, "jump", p.wrong, true, names...)
+}
+
+func (p *paper) Strobe(ctx context.Context, _, period time.Duration, names ...string) error {
+	if period < time.Millisecond {
+		p.t.Errorf("strobe with a period of %v", period)
+	}
+	return p.set(ctx, "strobe", p.wrong, true, names...)
+}
+
+func (p *paper) Skew(ctx context.Context, gain float64, names ...string) error {
+	if gain < -1 {
+		p.t.Errorf("a clock runs backwards: it gains %v", gain)
+	}
+	return p.set(ctx, "skew", p.wrong, true, names...)
+}
+
+func (p *paper) SetRight(ctx context.Context, names ...string) error {
+	return p.set(ctx, "set right", p.wrong, false, names...)
+}
+
+func (p *paper) Suspend(ctx context.Context, names ...string) error {
+	return p.set(ctx, "suspend", p.frozen, true, names...)
+}
+
 func (p *paper) Bring(ctx context.Context, _ Moment, name string) error {
 	return p.call(ctx, "bring", name)
 }
@@ -175,6 +204,9 @@ func (p *paper) broken() string {
 		}
 		if p.sick[m.Name] {
 			b = append(b, "the disk of "+m.Name+" is sick")
+		}
+		if p.wrong[m.Name] {
+			b = append(b, "the clock of "+m.Name+" is wrong")
 		}
 		if p.gone[m.Name] {
 			b = append(b, m.Name+" is removed")
