@@ -23,6 +23,7 @@ import (
 
 	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/internal/fakeclock"
 )
 
 var (
@@ -115,13 +116,14 @@ var (
 // test by themselves. They may be called from several goroutines, but not two
 // of them for one node.
 type cluster struct {
-	t     testing.TB
-	dir   string // everything of this cluster: data, logs, fault switches
-	bin   string
-	env   []string
-	extra []string          // further flags of every agent
-	disks map[string]string // where the data of a node lies, if not in dir
-	lab   *lab              // the network its nodes are hosts of; nil for loopback
+	t      testing.TB
+	dir    string // everything of this cluster: data, logs, fault switches
+	bin    string
+	env    []string
+	extra  []string          // further flags of every agent
+	disks  map[string]string // where the data of a node lies, if not in dir
+	lab    *lab              // the network its nodes are hosts of; nil for loopback
+	clocks bool              // each node has a clock of its own
 	// spoiled: it runs with a bug that was found, and need not come to rest.
 	spoiled bool
 	nodes   []*node
@@ -138,7 +140,8 @@ type node struct {
 	log        string // file; all runs of the node append to it
 	fault      string // path of the fault switch's socket
 	args       []string
-	gone       bool // removed from the cluster, and not admitted again yet
+	gone       bool             // removed from the cluster, and not admitted again yet
+	clock      *fakeclock.Clock // nil: that of the machine
 
 	mu      sync.Mutex
 	proc    *os.Process
@@ -195,6 +198,9 @@ func newCluster(t testing.TB, specs []spec, opts ...option) *cluster {
 			n.http, n.raft = c.lab.addresses(s.name)
 		} else {
 			n.http, n.raft = freePort(t), freePort(t)
+		}
+		if c.clocks {
+			n.clock = fakeclock.New(t)
 		}
 		c.nodes = append(c.nodes, n)
 	}
@@ -298,7 +304,11 @@ func (c *cluster) launch(n *node) error {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), c.env...)
 	cmd.SysProcAttr = dieWithParent()
-	if err := cmd.Start(); err != nil {
+	run := cmd.Start
+	if n.clock != nil {
+		run = func() error { return n.clock.Start(cmd, c.bin) }
+	}
+	if err := run(); err != nil {
 		log.Close()
 		return fmt.Errorf("start %s: %w", n, err)
 	}
@@ -396,7 +406,7 @@ func (n *node) stop() error {
 	return nil
 }
 
-// pause freezes the process, resume lets it go on.
+// pause freezes the process, resume lets it go on, and wakes its host.
 func (c *cluster) pause(n *node) { c.t.Helper(); c.must(n.pause()) }
 
 func (n *node) pause() error { return n.signal(syscall.SIGSTOP, func() { n.stopped = true }) }
@@ -404,6 +414,9 @@ func (n *node) pause() error { return n.signal(syscall.SIGSTOP, func() { n.stopp
 func (c *cluster) resume(n *node) { c.t.Helper(); c.must(c.unpause(n)) }
 
 func (c *cluster) unpause(n *node) error {
+	if n.clock != nil {
+		n.clock.Wake()
+	}
 	if err := n.signal(syscall.SIGCONT, func() { n.stopped = false }); err != nil {
 		return err
 	}

@@ -30,6 +30,7 @@
 //	compose_test.go     docker-compose.yml (make compose-test)
 //	measure_test.go     throughput, latency, failover (make bench)
 //	patient_test.go     clients of which no request may fail, whoever leads
+//	clocks_test.go      clocks of their own for nodes: wall clocks that are wrong, hosts that sleep
 //	reads_test.go       no read is stale, or older than it says, whatever happens to who leads and who reads
 //	switchover_test.go  leadership handed over on purpose, and restarts one after the other
 //	measure_switchover_test.go how long that holds requests back (make bench-switchover)

@@ -13,11 +13,10 @@ import (
 // plantedBug is a fault built into the binary on purpose, to show that this
 // package finds it in a running cluster and not only in made-up histories.
 type plantedBug struct {
-	name    string // value of HOLDFAST_PLANTED, see package planted
-	breaks  string // what the bug does
+	name    string   // value of HOLDFAST_PLANTED, see package planted
+	breaks  string   // what the bug does
+	with    []option // beside the binary
 	disturb func(c *cluster, w *traffic)
-	// flags are of all nodes.
-	flags []string
 	// more makes the workload that must find it, when that is not of the ordinary traffic.
 	more func() workload.Workload
 	// judge and kinds are a workload and the anomalies of which it must find one. With
@@ -116,7 +115,7 @@ var plantedBugs = []plantedBug{
 	{
 		name:    "time-of-the-leader",
 		breaks:  "the same, seen by lock-delays that end with the leader",
-		flags:   shortSessions,
+		with:    []option{withFlags(shortSessions...)},
 		more:    func() workload.Workload { return workload.NewLocks() },
 		disturb: leadershipTaken,
 		judge:   "locks",
@@ -125,7 +124,7 @@ var plantedBugs = []plantedBug{
 	{
 		name:    "token-not-stepped",
 		breaks:  "a lock that is held anew keeps its LockIndex, so that nothing is fenced",
-		flags:   shortSessions,
+		with:    []option{withFlags(shortSessions...)},
 		more:    func() workload.Workload { return workload.NewLocks() },
 		disturb: func(_ *cluster, w *traffic) { w.awaitWrites(200) },
 		judge:   "locks",
@@ -134,7 +133,7 @@ var plantedBugs = []plantedBug{
 	{
 		name:    "rest-of-the-time-to-live",
 		breaks:  "a new leader gives sessions less than their whole time",
-		flags:   shortSessions,
+		with:    []option{withFlags(shortSessions...)},
 		more:    func() workload.Workload { return workload.NewLocks() },
 		disturb: leadershipTaken,
 		judge:   "locks",
@@ -143,7 +142,7 @@ var plantedBugs = []plantedBug{
 	{
 		name:    "cas-before-the-log",
 		breaks:  "the same, seen by a semaphore that lets in one too many",
-		flags:   shortSessions,
+		with:    []option{withFlags(shortSessions...)},
 		more:    func() workload.Workload { return workload.NewSemaphores() },
 		disturb: func(_ *cluster, w *traffic) { w.awaitWrites(200) },
 		judge:   "semaphores",
@@ -210,6 +209,31 @@ var plantedBugs = []plantedBug{
 		judge:   "longfork",
 		kinds:   []string{"state of another revision"},
 	},
+	{
+		name:    "time-from-the-wall-clock",
+		breaks:  "the leader stamps entries by its wall clock",
+		with:    []option{withClocks},
+		disturb: leaderClock,
+		more:    func() workload.Workload { return workload.NewCounter() },
+		judge:   "counter",
+		kinds:   []string{"another answer", "happened twice", "refused but there"},
+	},
+	{
+		name:    "age-by-gos-clock",
+		breaks:  "ages are measured by Go's clock, which stands still while the host sleeps",
+		with:    []option{withClocks},
+		disturb: suspendedLearner,
+		judge:   "register",
+		kinds:   []string{"older than it says"},
+	},
+	{
+		name:    "age-by-gos-clock",
+		breaks:  "the same, seen when a leader wakes",
+		with:    []option{withClocks},
+		disturb: suspendedLeader,
+		judge:   "register",
+		kinds:   []string{"not linearizable", "older than it says"},
+	},
 }
 
 // leadershipTaken has another voter lead.
@@ -240,8 +264,7 @@ func TestPlantedBugsAreFound(t *testing.T) {
 	}
 	for _, bug := range plantedBugs {
 		t.Run(bug.name+": "+bug.breaks, func(t *testing.T) {
-			c := startCluster(t, threeSites, withBinary(bin, "HOLDFAST_PLANTED="+bug.name),
-				func(c *cluster) { c.extra = append(c.extra, bug.flags...) })
+			c := startCluster(t, threeSites, append(bug.with, withBinary(bin, "HOLDFAST_PLANTED="+bug.name))...)
 			var more []workload.Workload
 			if bug.more != nil {
 				more = append(more, bug.more())

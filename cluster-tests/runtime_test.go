@@ -81,7 +81,7 @@ var loopbackRuntime = platform{
 
 // processes starts the cluster as processes.
 func (s setup) processes(t testing.TB, more ...option) *cluster {
-	c := startCluster(t, s.nodes, append(more, withLogStore(s.logStore), withFlags(s.flags...))...)
+	c := startCluster(t, s.nodes, append(more, withClocksIfPossible, withLogStore(s.logStore), withFlags(s.flags...))...)
 	if s.hasSpare() {
 		c.pilot("--dead-server-time", "1s")
 	}

@@ -1,6 +1,10 @@
 package node
 
-import "time"
+import (
+	"time"
+
+	"github.com/holdfast-db/holdfast/internal/planted"
+)
 
 // Clock is what a node measures leases and staleness by.
 type Clock interface {
@@ -31,6 +35,9 @@ func (t Instant) IsZero() bool { return t.Wall.IsZero() }
 // Age is how long ago t was, by the clock that advanced further: a clock that
 // stood still, or was set back, must not make an answer look fresher than it is.
 func (t Instant) Age(now Instant) time.Duration {
+	if planted.Bug("age-by-gos-clock") {
+		return now.Wall.Sub(t.Wall)
+	}
 	return max(now.Steady-t.Steady, now.Wall.Round(0).Sub(t.Wall.Round(0)), 0)
 }
 

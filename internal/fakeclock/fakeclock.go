@@ -1,6 +1,7 @@
 package fakeclock
 
 import (
+	"os"
 	"os/exec"
 	"sync"
 	"testing"
@@ -10,13 +11,14 @@ import (
 // Clock is the clock of a host: all programs started by it show it. It is right until
 // it is told otherwise. Its methods may be called from several goroutines.
 type Clock struct {
-	mu       sync.Mutex
-	wall     time.Duration // how far the wall clock is ahead, without what is below
-	asleep   time.Duration // how far CLOCK_MONOTONIC is behind
-	course   course
-	since    time.Time     // when the course began
-	stop     chan struct{} // ends the course; nil when there is none
-	programs []program
+	mu         sync.Mutex
+	wall       time.Duration // how far the wall clock is ahead, without what is below
+	asleep     time.Duration // how far CLOCK_MONOTONIC is behind
+	fellAsleep time.Time     // zero while awake
+	course     course
+	since      time.Time     // when the course began
+	stop       chan struct{} // ends the course; nil when there is none
+	programs   []program
 }
 
 // course is how the wall clock goes wrong as time passes.
@@ -40,7 +42,7 @@ type program interface {
 // one, it skips the test.
 func New(t testing.TB) *Clock {
 	t.Helper()
-	if err := possible(); err != nil {
+	if err := Possible(); err != nil {
 		t.Skipf("SKIPPED: programs cannot be given clocks here; it takes Linux on amd64, ptrace, and /proc/PID/mem that can be written: %v", err)
 	}
 	c := &Clock{}
@@ -61,8 +63,9 @@ func (c *Clock) close() {
 
 // Start starts a command in place of cmd.Start. The program at path gets the clock: the
 // command itself, or what it executes in its own place, as `ip netns exec` does. When
-// there is an error the process has ended.
+// there is an error the process has ended. A host that slept is awake.
 func (c *Clock) Start(cmd *exec.Cmd, path string) error {
+	c.Wake()
 	return start(cmd, path, func(p program) error {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -104,14 +107,28 @@ func (c *Clock) Right() {
 	c.show()
 }
 
-// Slept makes it as if the host had been suspended for the last d: CLOCK_MONOTONIC, and
-// with it what Go measures time by, has stood still. The programs must have been stopped
-// for all of d, and be it still.
-func (c *Clock) Slept(d time.Duration) {
+// Sleep begins a sleep of the host, the program of which, a child of this process, has been
+// sent SIGSTOP. It returns when that has stopped.
+func (c *Clock) Sleep(p *os.Process) error {
+	if err := awaitStop(p.Pid); err != nil {
+		return err
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.asleep += d
-	c.show()
+	c.fellAsleep = time.Now()
+	return nil
+}
+
+// Wake ends the sleep, before the program is sent SIGCONT: CLOCK_MONOTONIC, and with it what
+// Go measures time by, will have stood still. If the host does not sleep, it does nothing.
+func (c *Clock) Wake() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.fellAsleep.IsZero() {
+		c.asleep += time.Since(c.fellAsleep)
+		c.fellAsleep = time.Time{}
+		c.show()
+	}
 }
 
 // Ahead is how far the wall clock is ahead of the true time.

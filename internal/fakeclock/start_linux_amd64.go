@@ -91,8 +91,17 @@ func wait(pid int) (status unix.WaitStatus, err error) {
 	}
 }
 
-// possible finds out, once, whether a program can be given a clock.
-var possible = sync.OnceValue(func() (err error) {
+// awaitStop waits until all threads of a child have stopped.
+func awaitStop(pid int) error {
+	for {
+		if err := unix.Waitid(unix.P_PID, pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// Possible says why programs cannot be given clocks here; nil when they can.
+var Possible = sync.OnceValue(func() (err error) {
 	c := &Clock{}
 	defer c.close()
 	p, err := c.teller()
