@@ -24,11 +24,11 @@ import (
 // say false; and no increment overwrites another.
 //
 // The last word is the list of changes, which shows each write as often as it happened.
+// Clients follow it while they write, since a cluster may keep little of it.
 type Counter struct {
-	began uint64 // revision before the first write
-
-	mu   sync.Mutex
-	open map[int]CounterWrite // guarded by mu; by client, what is not decided yet
+	mu     sync.Mutex
+	listed uint64               // guarded by mu; the revision from which on nobody has listed the changes
+	open   map[int]CounterWrite // guarded by mu; by client, what is not decided yet
 }
 
 // CounterWrite is Op.In of "write", each try of it.
@@ -42,7 +42,14 @@ type CounterWrite struct {
 	Txn bool
 }
 
-// CounterChange is an element of Op.Out of "changes": one change of a key.
+// CounterChanges is Op.Out of "changes": all puts of the keys from one revision to
+// another, in order.
+type CounterChanges struct {
+	From, To uint64
+	Puts     []CounterChange
+}
+
+// CounterChange is one change of a key.
 type CounterChange struct {
 	Key, Value string
 	Revision   uint64
@@ -58,7 +65,7 @@ func (*Counter) Name() string { return "counter" }
 func (c *Counter) Setup(ctx context.Context, e *Env) error {
 	a, err := e.Voters()[0].Do(ctx, http.MethodGet, Key("counter/none")+"?consistent", nil)
 	if err == nil {
-		c.began, err = a.Applied()
+		c.listed, err = a.Applied()
 	}
 	return err
 }
@@ -68,6 +75,8 @@ const (
 	overwritten = 2 // keys that are overwritten
 	// remembered is how many decided writes of a client may be repeated.
 	remembered = 40
+	// following is how many requests of a client come to one list of changes.
+	following = 20
 )
 
 // Clients implements Workload.
@@ -79,6 +88,9 @@ func (c *Counter) Clients(ctx context.Context, e *Env) {
 			n, release, ok := e.Pick(ctx, r, e.Nodes)
 			if !ok {
 				return
+			}
+			if r.IntN(following) == 0 {
+				c.follow(ctx, e, id, n)
 			}
 			w, again := c.undecided(id)
 			switch {
@@ -206,7 +218,7 @@ func (c *Counter) Finish(ctx context.Context, e *Env) error {
 			Rest(ctx, 100*time.Millisecond)
 		}
 	}
-	// What all nodes list up to is the same: nobody writes here any more.
+	// All nodes list up to the same: nobody writes here any more.
 	a, err := e.Voters()[0].Do(ctx, http.MethodGet, Key("counter/none")+"?consistent", nil)
 	if err != nil {
 		return err
@@ -216,50 +228,75 @@ func (c *Counter) Finish(ctx context.Context, e *Env) error {
 		return err
 	}
 	for i, n := range e.Nodes {
-		p := e.History.Call(history.Op{Workload: c.Name(), Client: e.Clients + i, Node: n.Name, Name: "changes"})
-		changes, err := n.changes(ctx, "counter/", c.began, until)
-		if err != nil {
-			p.Refused(err.Error()) // as after a restore: what is known no longer cannot be judged
-			continue
+		if _, err := c.list(ctx, e, e.Clients+i, n, 1, until); err != nil {
+			return err
 		}
-		p.Decided(changes)
 	}
 	return nil
 }
 
-// changes lists what was put under a prefix from one revision to another.
-func (n *Node) changes(ctx context.Context, prefix string, from, to uint64) ([]CounterChange, error) {
-	all := []CounterChange{}
-	for from <= to {
-		a, err := n.Do(ctx, http.MethodGet, fmt.Sprintf("/v1/changes/%s?stale&from=%d&to=%d&min_index=%d", prefix, from, to, to), nil)
-		if err != nil {
-			return nil, err
+// follow lists what nobody has listed yet, as far as a node has it.
+func (c *Counter) follow(ctx context.Context, e *Env, client int, n *Node) {
+	c.mu.Lock()
+	from := c.listed
+	c.mu.Unlock()
+	next, err := c.list(ctx, e, client, n, from, 0)
+	if err == nil {
+		c.mu.Lock()
+		c.listed = max(c.listed, next)
+		c.mu.Unlock()
+	}
+}
+
+// list lists changes at a node, up to what it has if to is 0, from the oldest on that
+// it still knows. It returns the revision with which a list is to go on.
+func (c *Counter) list(ctx context.Context, e *Env, client int, n *Node, from, to uint64) (next uint64, err error) {
+	p := e.History.Call(history.Op{Workload: c.Name(), Client: client, Node: n.Name, Name: "changes", In: from})
+	got := CounterChanges{From: from}
+	for next = from; to == 0 || next <= to; {
+		query := fmt.Sprint("stale&from=", next)
+		if to > 0 {
+			query += fmt.Sprintf("&to=%d&min_index=%d", to, to)
+		}
+		a, err := n.Do(ctx, http.MethodGet, "/v1/changes/counter/?"+query, nil)
+		if err == nil && a.Status == http.StatusGone {
+			if next, err = a.number("X-Holdfast-Oldest"); err == nil && next > got.From {
+				got.From, got.Puts = next, nil
+				continue
+			}
+		}
+		if err == nil && a.Status != http.StatusOK {
+			err = fmt.Errorf("%d %.200s", a.Status, a.Body)
 		}
 		var page []struct {
 			Op string
 			KV Entry
 		}
-		if a.Status != http.StatusOK {
-			return nil, fmt.Errorf("%d %.200s", a.Status, a.Body)
+		if err == nil {
+			err = json.Unmarshal(a.Body, &page)
 		}
-		if err := json.Unmarshal(a.Body, &page); err != nil {
-			return nil, err
+		if err != nil {
+			p.Refused(err.Error())
+			return 0, err
 		}
 		for _, ch := range page {
 			if ch.Op == "put" {
-				all = append(all, CounterChange{ch.KV.Key, string(ch.KV.Value), ch.KV.ModifyIndex})
+				got.Puts = append(got.Puts, CounterChange{ch.KV.Key, string(ch.KV.Value), ch.KV.ModifyIndex})
 			}
 		}
-		next, err := a.number("X-Holdfast-Next")
-		if err != nil {
-			return nil, err
+		before := next
+		if next, err = a.number("X-Holdfast-Next"); err != nil || next < before || to > 0 && next == before {
+			err = fmt.Errorf("changes from %d go on at %d: %v", before, next, err)
+			p.Decided(Broken{err.Error()})
+			return 0, err
 		}
-		if next <= from {
-			return nil, fmt.Errorf("changes from %d go on at %d", from, next)
+		if next == before {
+			break
 		}
-		from = next
 	}
-	return all, nil
+	got.To = max(next, 1) - 1
+	p.Decided(got)
+	return next, nil
 }
 
 // Check implements Workload.
@@ -292,33 +329,36 @@ func (*Counter) Check(ops []history.Op) []Anomaly {
 		}
 	}
 	inOrder := slices.SortedFunc(maps.Values(writes), func(a, b *write) int { return cmp.Compare(a.op.ID, b.op.ID) })
+	happened := map[string]CounterChange{} // by value
 	for _, o := range ops {
-		changes, ok := o.Out.([]CounterChange)
+		changes, ok := o.Out.(CounterChanges)
 		if !ok {
 			continue
 		}
-		o.Out = fmt.Sprintf("%d changes", len(changes))
-		happened := map[string]CounterChange{} // by value
-		last := map[string]uint64{}            // by key
-		for _, ch := range changes {
+		o.Out = fmt.Sprintf("%d changes from %d to %d", len(changes.Puts), changes.From, changes.To)
+		here := map[string]bool{}   // by value
+		last := map[string]uint64{} // by key
+		for _, ch := range changes.Puts {
 			w := writes[ch.Value]
-			before, again := happened[ch.Value]
+			before, known := last[ch.Key]
+			first, again := happened[ch.Value]
 			switch {
 			case w == nil || w.Key != ch.Key:
 				report("out of nothing", fmt.Sprintf("nobody wrote %+v", ch), o)
-			case again:
-				report("happened twice", fmt.Sprintf("at %d and at %d", before.Revision, ch.Revision), w.op, o)
+			case again && first != ch:
+				report("happened twice", fmt.Sprintf("at %d and at %d", first.Revision, ch.Revision), w.op, o)
 			case w.decided && !w.OK:
 				report("refused but there", fmt.Sprintf("it happened at %d", ch.Revision), w.op, o)
 			case w.decided && w.Revision != ch.Revision:
 				report("another answer", fmt.Sprintf("it happened at %d", ch.Revision), w.op, o)
-			case w.CAS && w.Index != last[ch.Key]:
-				report("lost update", fmt.Sprintf("it demanded revision %d, there was %d", w.Index, last[ch.Key]), w.op, o)
+			case w.CAS && (known && w.Index != before || !known && w.Index >= changes.From):
+				// Where the list does not show what was there before, that was older than the list.
+				report("lost update", fmt.Sprintf("it demanded revision %d, there was %d", w.Index, before), w.op, o)
 			}
-			happened[ch.Value], last[ch.Key] = ch, ch.Revision
+			happened[ch.Value], last[ch.Key], here[ch.Value] = ch, ch.Revision, true
 		}
 		for _, w := range inOrder {
-			if _, there := happened[w.Value]; w.decided && w.OK && !there {
+			if w.decided && w.OK && changes.From <= w.Revision && w.Revision <= changes.To && !here[w.Value] {
 				report("lost", "it was acknowledged and did not happen", w.op, o)
 			}
 		}

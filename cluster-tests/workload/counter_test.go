@@ -59,7 +59,41 @@ func TestCounterJudgeCondemnsWhatIsBrokenAndNothingElse(t *testing.T) {
 			var m made
 			c.make(&m)
 			if c.changes != nil {
-				m.op(100, 110, "changes", nil, c.changes)
+				m.op(100, 110, "changes", nil, CounterChanges{1, 100, c.changes})
+			}
+			condemns(t, NewCounter(), m, c.kinds...)
+		})
+	}
+}
+
+// A cluster that keeps little history shows only the end of it. What is known from
+// several lists counts together.
+func TestCounterJudgeDemandsOfAListOnlyWhatItCovers(t *testing.T) {
+	one := CounterWrite{ID: "a", Key: "k", Value: "a", CAS: true}
+	two := CounterWrite{ID: "b", Key: "k", Value: "b", CAS: true, Index: 5}
+	put := CounterWrite{ID: "p", Key: "o", Value: "p"}
+	writes := func(m *made) {
+		m.op(0, 1, "write", one, Written{true, 5})
+		m.op(2, 3, "write", two, Written{true, 6})
+		m.op(4, 5, "write", put, Written{true, 9})
+	}
+	for _, c := range []struct {
+		name  string
+		lists []CounterChanges
+		kinds []string
+	}{
+		{"the first write is too old, the last too new", []CounterChanges{{6, 8, []CounterChange{{"k", "b", 6}}}}, nil},
+		{"one within is missing", []CounterChanges{{6, 9, []CounterChange{{"k", "b", 6}}}}, []string{"lost"}},
+		{"another list had it elsewhere", []CounterChanges{
+			{1, 8, []CounterChange{{"k", "a", 5}, {"k", "b", 6}, {"o", "p", 7}}}, {9, 9, []CounterChange{{"o", "p", 9}}},
+		}, []string{"another answer", "happened twice"}},
+		{"what it followed ought to be in the list", []CounterChanges{{4, 6, []CounterChange{{"k", "b", 6}}}}, []string{"lost", "lost update"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var m made
+			writes(&m)
+			for i, list := range c.lists {
+				m.op(time.Duration(100+i), time.Duration(101+i), "changes", nil, list)
 			}
 			condemns(t, NewCounter(), m, c.kinds...)
 		})
@@ -77,7 +111,7 @@ func TestCounterJudgeIsQuickOnLongHistories(t *testing.T) {
 		changes = append(changes, CounterChange{"k", w.Value, uint64(i + 1)})
 	}
 	for range 5 {
-		m.op(50_000, 50_001, "changes", nil, changes)
+		m.op(50_000, 50_001, "changes", nil, CounterChanges{1, 20_000, changes})
 	}
 	began := time.Now()
 	condemns(t, NewCounter(), m)
