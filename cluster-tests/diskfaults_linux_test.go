@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/fault"
-	"github.com/holdfast-db/holdfast/cluster-tests/history"
 	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 	"github.com/holdfast-db/holdfast/command"
 	"github.com/holdfast-db/holdfast/internal/faultfs"
@@ -119,24 +118,12 @@ type onSickDisks struct {
 	seed uint64
 	// outages are the moments at which nodes had lost their power, or their disk had been
 	// put back to an earlier one.
-	outages map[string][]time.Duration
+	outages map[string][]time.Time
 }
 
-// excused says that a node went back over a loss of power, as it may: what it had only
-// handed to the system is gone.
+// excused says that a node went back with its disk.
 func (s *onSickDisks) excused(a workload.Anomaly) bool {
-	if a.Kind != "went back" {
-		return false
-	}
-	var ops []history.Op
-	for _, o := range s.w.env.History.Ops(a.Workload) {
-		if slices.Contains(a.Ops, o.ID) {
-			ops = append(ops, o) // by their call
-		}
-	}
-	return len(ops) == 2 && slices.ContainsFunc(s.outages[ops[1].Node], func(at time.Duration) bool {
-		return ops[0].Return < at && at < ops[1].Call
-	})
+	return wentBackWithItsDisk(a, s.w.env.History, s.outages)
 }
 
 // strike carries out what may fail for no reason of the product's.
@@ -180,7 +167,7 @@ func (s *onSickDisks) powerOff(seed uint64, nodes ...*node) {
 // wentBack notes that nodes, which do not run, may serve less than before when they do.
 func (s *onSickDisks) wentBack(nodes ...*node) {
 	for _, n := range nodes {
-		s.outages[n.name] = append(s.outages[n.name], s.w.env.History.Now())
+		s.outages[n.name] = append(s.outages[n.name], time.Now())
 	}
 }
 
@@ -528,7 +515,7 @@ func (f diskFault) run(volumes, t *testing.T, seed uint64, opts ...option) {
 func startOnDisks(volumes, t *testing.T, seed uint64, opts ...option) *onSickDisks {
 	t.Helper()
 	d, placed := onDisks(volumes, diskSites)
-	s := &onSickDisks{disks: d, seed: seed, outages: map[string][]time.Duration{}, r: rand.New(rand.NewPCG(seed, 0))}
+	s := &onSickDisks{disks: d, seed: seed, outages: map[string][]time.Time{}, r: rand.New(rand.NewPCG(seed, 0))}
 	t.Logf("seed %d", seed)
 	s.cluster = startCluster(t, diskSites, append(opts, placed, withFlags("--disk-stall-limit", "300ms"))...)
 	t.Cleanup(func() { _ = d.Cure(context.Background()) }) // what hangs in the kernel cannot be killed

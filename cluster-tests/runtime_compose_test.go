@@ -19,8 +19,9 @@ import (
 // Docker kills, stops and freezes the containers; cuts are made by firewalls inside their
 // network namespaces, which takes root on the host.
 var composeRuntime = platform{
-	name: "compose",
-	most: 6,
+	name:  "compose",
+	most:  6,
+	fixed: &setup{nodes: threeSites, logStore: "wal"},
 	lacks: func() string {
 		switch {
 		case os.Getenv("HOLDFAST_IMAGE") == "":
@@ -37,7 +38,7 @@ var composeRuntime = platform{
 		}
 		return ""
 	},
-	start: func(t testing.TB, _ setup) rig {
+	start: func(t, _ testing.TB, _ setup) rig {
 		d := newComposed(t)
 		d.up()
 		return d
@@ -188,5 +189,7 @@ func (d *composed) recover(within time.Duration) {
 	}
 	d.level(within)
 }
+
+func (d *composed) outages() map[string][]time.Time { return nil }
 
 func (d *composed) directory() string { return d.dir }

@@ -7,6 +7,9 @@ import (
 	"os/exec"
 	"slices"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/fault"
 )
@@ -25,14 +28,36 @@ var netnsRuntime = platform{
 		}
 		return ""
 	},
-	start: func(t testing.TB, s setup) rig {
+	start: func(t, volumes testing.TB, s setup) rig {
 		l := newLab(t, s.nodes)
 		for _, site := range l.sites[1:] {
 			l.join(l.sites[0], site, s.trips[site], 0)
 		}
-		return &hosts{s.processes(t, inLab(l)), l}
+		if !s.disks || unix.Access("/dev/fuse", unix.R_OK|unix.W_OK) != nil {
+			return &hosts{s.processes(t, inLab(l)), l}
+		}
+		d, onThem := onDisks(volumes, s.nodes)
+		return &diskHosts{hosts: &hosts{s.processes(t, inLab(l), onThem), l}, disks: d, lost: map[string][]time.Time{}}
 	},
 }
+
+// diskHosts are hosts that have disks.
+type diskHosts struct {
+	*hosts
+	*disks
+	lost map[string][]time.Time // when nodes had lost power
+}
+
+// LosePower implements fault.Disks.
+func (h *diskHosts) LosePower(ctx context.Context, seed uint64, names ...string) error {
+	err := h.disks.LosePower(ctx, seed, names...)
+	for _, name := range names {
+		h.lost[name] = append(h.lost[name], time.Now())
+	}
+	return err
+}
+
+func (h *diskHosts) outages() map[string][]time.Time { return h.lost }
 
 // hosts is a cluster whose nodes are hosts of a lab: cuts are made by firewalls, and
 // sites are joined by lines.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/fault"
+	"github.com/holdfast-db/holdfast/cluster-tests/history"
 	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 )
 
@@ -20,6 +21,9 @@ type rig interface {
 	// recover waits until all nodes are ready and stand at one revision with one
 	// lineage. Nothing is broken any more when it is called.
 	recover(within time.Duration)
+	// outages are the moments at which nodes had lost power, so that what they had not
+	// synced may be gone.
+	outages() map[string][]time.Time
 	// directory holds its logs and data, and stays if the test fails.
 	directory() string
 }
@@ -32,9 +36,12 @@ type platform struct {
 	most int
 	// lacks says why it cannot be had here; "" when it can.
 	lacks func() string
-	// start starts a cluster that ends with the test: inspected, and without a trace
-	// unless the test has failed.
-	start func(t testing.TB, s setup) rig
+	// fixed is the one cluster it runs; nil where any may be drawn.
+	fixed *setup
+	// start starts a cluster that ends with the test t: inspected, and without a trace
+	// unless the test has failed. Disks of its own, if it has some, last as long as the
+	// test disks.
+	start func(t, disks testing.TB, s setup) rig
 }
 
 // setup is what a cluster of TestJepsen is made of, drawn from a seed.
@@ -42,6 +49,7 @@ type setup struct {
 	nodes    []spec
 	logStore string
 	flags    []string // of every agent
+	disks    bool     // each node has a disk of its own, where the runtime has some
 	// trips are the round trips between home and the other sites, where the runtime
 	// has lines.
 	trips map[string]time.Duration
@@ -76,7 +84,7 @@ var runtimes = []platform{netnsRuntime, loopbackRuntime, composeRuntime}
 var loopbackRuntime = platform{
 	name:  "loopback",
 	lacks: func() string { return "" },
-	start: func(t testing.TB, s setup) rig { return s.processes(t) },
+	start: func(t, _ testing.TB, s setup) rig { return s.processes(t) },
 }
 
 // processes starts the cluster as processes.
@@ -89,6 +97,8 @@ func (s setup) processes(t testing.TB, more ...option) *cluster {
 }
 
 func (c *cluster) clients() []*workload.Node { return clientsOf(c.nodes) }
+
+func (c *cluster) outages() map[string][]time.Time { return nil }
 
 func (c *cluster) directory() string { return c.dir }
 
@@ -113,4 +123,22 @@ func (c *cluster) recover(within time.Duration) {
 			c.t.Errorf("%s ended by itself while it was under faults: %v", n, died)
 		}
 	}
+}
+
+// wentBackWithItsDisk says of an anomaly that it is a node that serves less than before
+// it lost power, as it may: what it had only handed to the system is gone.
+func wentBackWithItsDisk(a workload.Anomaly, h *history.History, outages map[string][]time.Time) bool {
+	if a.Kind != "went back" {
+		return false
+	}
+	var ops []history.Op // by their call
+	for _, o := range h.Ops(a.Workload) {
+		if slices.Contains(a.Ops, o.ID) {
+			ops = append(ops, o)
+		}
+	}
+	return len(ops) == 2 && slices.ContainsFunc(outages[ops[1].Node], func(lost time.Time) bool {
+		at := h.Now() - time.Since(lost)
+		return ops[0].Return < at && at < ops[1].Call
+	})
 }
