@@ -113,7 +113,11 @@ func startFailed(disk *store.Disk, cfg Config, err error) error {
 	case cfg.hasStandby() && !errors.Is(failure, command.ErrDiskFull):
 		return &diskLost{failure}
 	default:
-		return problem.Refuse("check the disk and its free space", "the disk of %s fails: %w", cfg.DataDir, failure)
+		remedy := "check the disk and its free space"
+		if errors.Is(failure, command.ErrDamaged) {
+			remedy = "check the disk, move the directory away and let the node join anew"
+		}
+		return problem.Refuse(remedy, "the disk of %s fails: %w", cfg.DataDir, failure)
 	}
 }
 
