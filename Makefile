@@ -34,6 +34,7 @@ unit-test: ## the packages' own tests
 
 sim-test: ## some hundred clusters in virtual time, each with other faults
 	go test -timeout 5m ./cluster-tests/sim
+	go test -timeout 5m -tags planted -run TestPlanted ./cluster-tests/sim
 
 sim: ## SEEDS clusters in virtual time, from SEED on
 	go test -run '^TestSim$$' -count 1 -timeout 24h -v ./cluster-tests/sim -seeds $(SEEDS) -seed $(SEED) | grep -v -e '^=== ' -e '--- PASS: TestSim/'

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"testing/synctest"
 	"time"
@@ -39,6 +38,7 @@ type member struct {
 
 	host  *host
 	clock *clock
+	hw    hardware
 	cfg   agent.Config
 	log   *os.File
 	// images counts the directories the node has had: a kill moves it to a copy.
@@ -83,6 +83,7 @@ func (c *clock) Wall() time.Time       { return time.Now().Add(time.Duration(c.s
 // do things to it.
 type Cluster struct {
 	dir     string
+	seed    uint64
 	net     *network
 	members []*member
 	clients *process
@@ -95,17 +96,18 @@ type Cluster struct {
 
 // plan is what a cluster is made of.
 type plan struct {
-	dir    string
-	seed   uint64
-	voters int
-	sites  map[string]int // remote sites, and how many learners stand there
-	lines  func(a, b *host) line
-	edit   func(*agent.Config)
-	level  hclog.Level
+	dir      string
+	seed     uint64
+	voters   int
+	sites    map[string]int // remote sites, and how many learners stand there
+	lines    func(a, b *host) line
+	hardware func(name string) hardware
+	edit     func(*agent.Config)
+	level    hclog.Level
 }
 
 func newCluster(p plan) (*Cluster, error) {
-	c := &Cluster{dir: p.dir, net: newNetwork(p.seed, p.lines), died: make(chan string, 64)}
+	c := &Cluster{dir: p.dir, seed: p.seed, net: newNetwork(p.seed, p.lines), died: make(chan string, 64)}
 	c.clients = c.net.addHost("clients", "").begin()
 	c.api = &http.Client{Transport: &http.Transport{
 		DialContext:         func(ctx context.Context, _, addr string) (net.Conn, error) { return c.clients.dial(ctx, addr) },
@@ -126,6 +128,7 @@ func newCluster(p plan) (*Cluster, error) {
 	for _, m := range c.members {
 		m.host = c.net.addHost(m.Name, m.Site)
 		m.clock = &clock{began: time.Now()}
+		m.hw = p.hardware(m.Name)
 		m.cfg = agent.Config{
 			Node: m.Name, Site: m.Site, Home: m.Voter, Role: command.RoleLearner,
 			HTTP: at(m.Name, httpPort), Raft: at(m.Name, nodePort),
@@ -167,7 +170,7 @@ func (c *Cluster) start(m *member) {
 	fmt.Fprintf(m.log, "---- %v start in %s\n", time.Now().UTC().Format(time.TimeOnly), filepath.Base(cfg.DataDir))
 	go func() {
 		defer close(r.ended)
-		r.err = agent.Run(ctx, cfg, agent.Host{Listen: r.process.listen, Dial: r.process.dial, Clock: m.clock, Log: m.log})
+		r.err = agent.Run(ctx, cfg, agent.Host{Listen: r.process.listen, Dial: r.process.dial, Clock: m.clock, Parts: slow(r.process, m.hw, c.seed^uint64(m.images)), Log: m.log})
 		if ctx.Err() == nil && !r.over.Load() {
 			c.died <- fmt.Sprintf("%s ended by itself: %v", m.Name, r.err)
 		}
@@ -272,41 +275,19 @@ func (c *Cluster) nodes() []*workload.Node {
 	return nodes
 }
 
-// level waits until all nodes have come to one revision with one lineage, and returns
-// that; an error says which do not, or that two have parted.
-func (c *Cluster) level(within time.Duration) (revision uint64, err error) {
-	deadline := time.Now().Add(within)
-	lineages := map[uint64]string{} // seen on any node at a revision
-	for {
-		var table []string
-		level, first := true, command.ReplicaStatus{}
-		for i, m := range c.members {
-			s, err := c.status(context.Background(), m)
-			if err != nil {
-				table, level = append(table, fmt.Sprintf("%s: %v", m.Name, err)), false
-				continue
-			}
-			if seen, ok := lineages[s.Applied]; ok && seen != s.Lineage {
-				return 0, fmt.Errorf("%s has parted from the others: its lineage at revision %d is %s, not %s", m.Name, s.Applied, s.Lineage, seen)
-			}
-			lineages[s.Applied] = s.Lineage
-			table = append(table, fmt.Sprintf("%s: %s, %s, revision %d, lineage %s, raft index %d, staleness %d ms", m.Name, s.Mode, s.Status, s.Applied, s.Lineage, s.AppliedIndex, s.Staleness))
-			if i == 0 {
-				first = s
-			}
-			level = level && s.Applied == first.Applied && s.Lineage == first.Lineage && s.Applied > 0
+// level waits until all nodes hold the same, within so much time; died is why they
+// never will.
+func (c *Cluster) level(within time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	_, err := workload.Level(ctx, c.nodes())
+	var parted *workload.Divergence
+	select {
+	case what := <-c.died:
+		if !errors.As(err, &parted) {
+			err = errors.Join(errors.New(what), err)
 		}
-		if level {
-			return first.Applied, nil
-		}
-		select {
-		case what := <-c.died:
-			return 0, errors.New(what)
-		default:
-		}
-		if time.Now().After(deadline) {
-			return 0, fmt.Errorf("not level after %v:\n  %s", within, strings.Join(table, "\n  "))
-		}
-		time.Sleep(100 * time.Millisecond)
+	default:
 	}
+	return err
 }

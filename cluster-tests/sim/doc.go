@@ -6,11 +6,13 @@
 //
 //	network.go  hosts, lines between them, what is blocked; ports, dialling, the loss of power
 //	conn.go     connections as TCP shows them, in virtual time
+//	slow.go     machines whose disks take their time, and that lag behind
 //	image.go    what a killed process leaves on disk
 //	cluster.go  a cluster: start, stop, kill, level
 //	target.go   the same as a target of package fault
 //	run.go      a seed: the cluster, clients and faults it makes, and what came of them
-//	sim_test.go the seeds that are run (make sim SEEDS=n)
+//	sim_test.go, planted_test.go
+//	            the seeds that are run (make sim SEEDS=n), and the bugs that some have to find
 //
 // Nothing imports this package.
 package sim

@@ -20,6 +20,8 @@ type Host struct {
 	Dial   func(ctx context.Context, address string) (net.Conn, error)
 	// Clock is the clock leases and staleness are judged by; nil is the host's.
 	Clock node.Clock
+	// Parts, when set, may put something between the node and its parts.
+	Parts func(node.Parts) node.Parts
 	// Log receives the log; nil is standard error.
 	Log io.Writer
 	// FaultSwitch, when set, is handed what cuts this node off from others, by tokens of

@@ -193,10 +193,14 @@ func runNode(ctx context.Context, cfg Config, host Host) (err error) {
 
 	failed := make(chan error, 2)
 	machine := fsm.New(state, func(err error) { failed <- err })
-	n, err := node.New(ctx, nodeConfig, node.Parts{
+	parts := node.Parts{
 		State: stateParts{state}, FSM: machine, Log: logs.Log, Stable: logs.Stable, Snapshots: state.Snapshots(),
 		Logs: logs, Identity: identityParts{dir}, Transport: tr, Disk: watched, Failed: failed,
-	})
+	}
+	if host.Parts != nil {
+		parts = host.Parts(parts)
+	}
+	n, err := node.New(ctx, nodeConfig, parts)
 	if err == nil {
 		err = watched.Err() // Raft starts all the same, and would only be in the way
 	}
