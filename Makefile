@@ -37,7 +37,7 @@ sim-test: ## some hundred clusters in virtual time, each with other faults
 	go test -timeout 5m -tags planted -run TestPlanted ./cluster-tests/sim
 
 sim: ## SEEDS clusters in virtual time, from SEED on
-	go test -run '^TestSim$$' -count 1 -timeout 24h -v ./cluster-tests/sim -seeds $(SEEDS) -seed $(SEED) | grep -v -e '^=== ' -e '--- PASS: TestSim/'
+	go test -run '^TestSim' -count 1 -timeout 24h -v ./cluster-tests/sim -seeds $(SEEDS) -seed $(SEED) -length 60s | grep -v -e '^=== ' -e '--- PASS: TestSim/'
 
 cluster-test: ## real processes under kills, cuts and pauses
 	go test -timeout 14m ./cluster-tests

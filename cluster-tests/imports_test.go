@@ -65,7 +65,7 @@ var importMap = []rule{
 		"clients of the HTTP API, which must not know more of a node than clients do"},
 	{"cluster-tests/fault", nil,
 		"what goes wrong is said without a runtime: real processes and virtual time share it"},
-	{"cluster-tests/sim", []string{"command", "store", "node", "internal/agent", "cluster-tests/history", "cluster-tests/workload", "cluster-tests/fault"},
+	{"cluster-tests/sim", []string{"command", "store", "node", "internal/agent", "internal/faultfs", "cluster-tests/history", "cluster-tests/workload", "cluster-tests/fault"},
 		"it stands a whole cluster on another network and another time, and knows it from outside"},
 	{"cluster-tests/debian-ndjson", nil,
 		"a filter of its own: it makes input, whatever reads it"},

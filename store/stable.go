@@ -41,8 +41,9 @@ func openBolt(path string, begin func(*raftboltdb.BoltStore) error) (*raftboltdb
 	open := func(path string) (s *raftboltdb.BoltStore, err error) {
 		err = openGuarded(path, func() error {
 			s, err = raftboltdb.New(raftboltdb.Options{
-				Path:   path,
-				NoSync: planted.Bug("unsynced-log") && strings.HasPrefix(filepath.Base(path), boltLogFile),
+				Path: path,
+				NoSync: planted.Bug("unsynced-log") && strings.HasPrefix(filepath.Base(path), boltLogFile) ||
+					planted.Bug("vote-not-synced") && filepath.Base(path) == stableFile,
 				BoltOptions: &bbolt.Options{
 					Timeout: time.Second, // the directory's lock is ours, so nobody has it
 					// The list of free pages is made anew at each start instead of

@@ -88,6 +88,8 @@ type Cluster struct {
 	members []*member
 	clients *process
 	api     *http.Client
+	// disks, when set, are what the members' data lies on; else it lies in dir.
+	disks *disks
 	// ghosts are runs that were killed and have not noticed yet.
 	ghosts []*run
 	// died gets the news of a node that ended by itself.
@@ -103,24 +105,32 @@ type plan struct {
 	lines    func(a, b *host) line
 	hardware func(name string) hardware
 	edit     func(*agent.Config)
+	disks    *disks
 	level    hclog.Level
 }
 
+// members are those of a plan, voters first.
+func (p *plan) members() []*member {
+	var members []*member
+	for i := range p.voters {
+		members = append(members, &member{Name: fmt.Sprintf("n%d", i+1), Site: home, Voter: true})
+	}
+	for _, site := range slices.Sorted(maps.Keys(p.sites)) {
+		for i := range p.sites[site] {
+			members = append(members, &member{Name: fmt.Sprintf("%c%d", site[0], i+1), Site: site})
+		}
+	}
+	return members
+}
+
 func newCluster(p plan) (*Cluster, error) {
-	c := &Cluster{dir: p.dir, seed: p.seed, net: newNetwork(p.seed, p.lines), died: make(chan string, 64)}
+	c := &Cluster{dir: p.dir, seed: p.seed, disks: p.disks, net: newNetwork(p.seed, p.lines), died: make(chan string, 64)}
 	c.clients = c.net.addHost("clients", "").begin()
 	c.api = &http.Client{Transport: &http.Transport{
 		DialContext:         func(ctx context.Context, _, addr string) (net.Conn, error) { return c.clients.dial(ctx, addr) },
 		MaxIdleConnsPerHost: 64, IdleConnTimeout: 30 * time.Second, DisableCompression: true,
 	}}
-	for i := range p.voters {
-		c.members = append(c.members, &member{Name: fmt.Sprintf("n%d", i+1), Site: home, Voter: true})
-	}
-	for _, site := range slices.Sorted(maps.Keys(p.sites)) {
-		for i := range p.sites[site] {
-			c.members = append(c.members, &member{Name: fmt.Sprintf("%c%d", site[0], i+1), Site: site})
-		}
-	}
+	c.members = p.members()
 	var voters []string
 	for _, m := range c.members[:p.voters] {
 		voters = append(voters, at(m.Name, nodePort))
@@ -142,6 +152,9 @@ func newCluster(p plan) (*Cluster, error) {
 			Disk:         store.DiskLimits{Stall: store.DefaultDiskLimits.Stall, Slow: store.DefaultDiskLimits.Slow, Reserve: 2 << 20},
 			StandbyAfter: 30 * time.Second, LogLevel: p.level, Version: "sim",
 			DataDir: filepath.Join(p.dir, m.Name+".0"),
+		}
+		if p.disks != nil {
+			m.cfg.DataDir = p.disks.folder(m.Name)
 		}
 		if m.Voter {
 			m.cfg.Role = command.RoleVoter
@@ -193,9 +206,27 @@ func (c *Cluster) stop(m *member) error {
 	return r.err
 }
 
-// kill ends processes at once, as kill -9 does, or with silent takes the power of their
-// machines. What they have on disk at that moment is what the next run finds.
-func (c *Cluster) kill(silent bool, members ...*member) error {
+// LosePower takes the power of machines. On their disks is what was synced and, of all
+// else, what seed chooses: nothing with 0.
+func (c *Cluster) LosePower(_ context.Context, seed uint64, names ...string) error {
+	return c.end(true, c.named(names), func(m *member) (string, error) { return c.disks.losePower(m.Name, seed), nil })
+}
+
+// kill ends processes at once, as kill -9 does. What they have given to the system at
+// that moment is what the next run finds.
+func (c *Cluster) kill(members ...*member) error {
+	return c.end(false, members, func(m *member) (string, error) {
+		if c.disks != nil {
+			return c.disks.copy(m.Name), nil
+		}
+		m.images++
+		image := filepath.Join(c.dir, fmt.Sprintf("%s.%d", m.Name, m.images))
+		return image, copyTree(m.cfg.DataDir, image)
+	})
+}
+
+// end ends processes at once and has them go on with an image of their directories.
+func (c *Cluster) end(silent bool, members []*member, image func(*member) (dir string, err error)) error {
 	var killed []*member
 	for _, m := range members {
 		if m.run == nil {
@@ -212,13 +243,12 @@ func (c *Cluster) kill(silent bool, members ...*member) error {
 	// When nothing moves, no call to the disk is under way.
 	synctest.Wait()
 	for _, m := range killed {
-		m.images++
-		image := filepath.Join(c.dir, fmt.Sprintf("%s.%d", m.Name, m.images))
-		if err := copyTree(m.cfg.DataDir, image); err != nil {
+		dir, err := image(m)
+		if err != nil {
 			return fmt.Errorf("image of the disk of %s: %w", m.Name, err)
 		}
-		fmt.Fprintf(m.log, "---- %v killed\n", time.Now().UTC().Format(time.TimeOnly))
-		m.cfg.DataDir = image
+		fmt.Fprintf(m.log, "---- %v killed, power lost: %v\n", time.Now().UTC().Format(time.TimeOnly), silent)
+		m.cfg.DataDir = dir
 		m.run.stop(errStop)
 		c.ghosts = append(c.ghosts, m.run)
 		m.run = nil

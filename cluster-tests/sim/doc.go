@@ -8,6 +8,8 @@
 //	conn.go     connections as TCP shows them, in virtual time
 //	slow.go     machines whose disks take their time, and that lag behind
 //	image.go    what a killed process leaves on disk
+//	power_linux.go
+//	            the same after a loss of power, and the faults that cause one
 //	cluster.go  a cluster: start, stop, kill, level
 //	target.go   the same as a target of package fault
 //	run.go      a seed: the cluster, clients and faults it makes, and what came of them

@@ -20,16 +20,21 @@ type plantedBug struct {
 	// kinds are the anomalies of the workload that are this bug's; "parted" is that of
 	// nodes that hold different data.
 	kinds []string
+	// power: faults are losses of power.
+	power bool
 }
 
 var plantedBugs = []plantedBug{
-	{"read-without-round", "isolate-leader,leader-in-minority,cut-site", "register", []string{"not linearizable", "older than it says"}},
-	{"forgotten-marker", "kill-all,kill-all-behind-cuts", "register", []string{"went back"}},
-	{"cas-before-the-log", "isolate-leader", "register", []string{"not linearizable"}},
-	{"min-index-ignored", "cut-site", "causal", []string{"min_index ignored"}},
-	{"time-of-the-leader", "transfers,kill-leader", "counter", []string{"another answer", "happened twice", "refused but there"}},
-	{"acknowledged-when-appended", "isolate-leader,leader-in-minority", "set", []string{"lost"}},
-	{"clock-in-apply", "cut-site", "set", []string{"parted"}},
+	{"read-without-round", "isolate-leader,leader-in-minority,cut-site", "register", []string{"not linearizable", "older than it says"}, false},
+	{"forgotten-marker", "kill-all,kill-all-behind-cuts", "register", []string{"went back"}, false},
+	{"cas-before-the-log", "isolate-leader", "register", []string{"not linearizable"}, false},
+	{"min-index-ignored", "cut-site", "causal", []string{"min_index ignored"}, false},
+	{"time-of-the-leader", "transfers,kill-leader", "counter", []string{"another answer", "happened twice", "refused but there"}, false},
+	{"acknowledged-when-appended", "isolate-leader,leader-in-minority", "set", []string{"lost"}, false},
+	{"vote-not-synced", "power-behind-the-leader", "set", []string{"lost", "parted"}, true},
+	{"judged-before-the-log", "cut-site", "append", []string{"lost", "incompatible order", "G-single", "G2"}, false},
+	{"transaction-in-steps", "cut-site", "bank", []string{"wrong total"}, false},
+	{"clock-in-apply", "cut-site", "set", []string{"parted"}, false},
 }
 
 // mostSeeds is how many clusters may run until a bug is found.
@@ -39,12 +44,15 @@ func TestPlantedBugsAreFoundInVirtualTime(t *testing.T) {
 	for _, bug := range plantedBugs {
 		t.Run(bug.name, func(t *testing.T) {
 			t.Setenv("HOLDFAST_PLANTED", bug.name)
-			chosen, err := fault.Named(bug.faults)
-			if err != nil {
-				t.Fatal(err)
+			chosen := namedPower(bug.faults)
+			if !bug.power {
+				var err error
+				if chosen, err = fault.Named(bug.faults); err != nil {
+					t.Fatal(err)
+				}
 			}
 			run := func(seed uint64) *outcome {
-				o := simulate(t, newScenario(seed, options{faults: chosen, workloads: []string{bug.workload}, length: 20 * time.Second}))
+				o := simulate(t, newScenario(seed, options{faults: chosen, workloads: []string{bug.workload}, power: bug.power, length: 20 * time.Second}))
 				o.discard()
 				return o
 			}

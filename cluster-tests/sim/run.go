@@ -49,6 +49,7 @@ type outcome struct {
 type scenario struct {
 	seed      uint64
 	plan      plan
+	power     bool // machines may lose theirs
 	think     time.Duration
 	clients   int
 	workloads []workload.Workload
@@ -58,7 +59,8 @@ type scenario struct {
 // options narrow what a seed may choose.
 type options struct {
 	faults    []fault.Fault
-	workloads []string // nil: by chance
+	workloads []string // of these; nil: of all
+	power     bool     // machines may lose theirs: their disks are file systems of faultfs
 	length    time.Duration
 }
 
@@ -107,24 +109,17 @@ func newScenario(seed uint64, o options) *scenario {
 	}
 	s.think = between(r, 50*time.Millisecond, 400*time.Millisecond)
 	s.clients = 2 + r.IntN(4)
-	s.workloads = workload.All()
-	if o.workloads != nil {
-		s.workloads = slices.DeleteFunc(s.workloads, func(w workload.Workload) bool { return !slices.Contains(o.workloads, w.Name()) })
-	} else {
-		r.Shuffle(len(s.workloads), func(i, j int) { s.workloads[i], s.workloads[j] = s.workloads[j], s.workloads[i] })
-		s.workloads = s.workloads[:min(len(s.workloads), 1+r.IntN(3))]
-	}
+	s.workloads = slices.DeleteFunc(workload.All(), func(w workload.Workload) bool {
+		return o.workloads != nil && !slices.Contains(o.workloads, w.Name())
+	})
+	r.Shuffle(len(s.workloads), func(i, j int) { s.workloads[i], s.workloads[j] = s.workloads[j], s.workloads[i] })
+	s.workloads = s.workloads[:min(len(s.workloads), 1+r.IntN(3))]
 	if i := slices.IndexFunc(s.workloads, workload.Alone); i >= 0 {
 		s.workloads = s.workloads[i : i+1]
 	}
-	target := &Cluster{}
-	for range s.plan.voters {
-		target.members = append(target.members, &member{Site: home, Voter: true})
-	}
-	for site, n := range s.plan.sites {
-		for range n {
-			target.members = append(target.members, &member{Site: site})
-		}
+	target := &Cluster{members: s.plan.members()}
+	if s.power = o.power; s.power {
+		target.disks = &disks{}
 	}
 	fitting := slices.DeleteFunc(slices.Clone(o.faults), func(f fault.Fault) bool { return f.Fits(target) != nil })
 	s.steps = fault.Plan(seed, fitting, o.length)
@@ -142,6 +137,13 @@ func simulate(t *testing.T, s *scenario) *outcome {
 		t.Fatal(err)
 	}
 	s.plan.dir = dir
+	if s.power {
+		var names []string
+		for _, m := range s.plan.members() {
+			names = append(names, m.Name)
+		}
+		s.plan.disks = mountDisks(t, names)
+	}
 	o := &outcome{seed: s.seed, folder: dir}
 	h := &watched{seed: s.seed}
 	defer h.watch()()

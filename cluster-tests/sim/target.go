@@ -94,7 +94,7 @@ func (c *Cluster) Block(_ context.Context, pairs []fault.Pair) error {
 
 // Kill implements fault.Target.
 func (c *Cluster) Kill(_ context.Context, names ...string) error {
-	return c.kill(false, c.named(names)...)
+	return c.kill(c.named(names)...)
 }
 
 // Stop implements fault.Target.

@@ -157,6 +157,16 @@ func (f *FS) Crash(ops int, seed uint64) *FS {
 	return c
 }
 
+// Copy returns, as a file system of its own, what the end of all processes that use it
+// would leave: everything, and what is not durable can still be lost.
+func (f *FS) Copy() *FS {
+	f.t.Helper()
+	c := &FS{t: f.t}
+	f.call("Make", Arg{Whole: true}, &c.id)
+	f.t.Cleanup(c.Close)
+	return c
+}
+
 // Close forgets the file system. Nothing in it may be open.
 func (f *FS) Close() {
 	if f.id != 0 {

@@ -326,6 +326,7 @@ type Arg struct {
 	Fault  Fault
 	At     int
 	Seed   uint64
+	Whole  bool
 	Free   uint64
 }
 
@@ -348,7 +349,11 @@ func (c *Calls) Make(a *Arg, id *uint32) error {
 		if err != nil {
 			return err
 		}
-		base = v.crash(a.At, a.Seed)
+		if a.Whole {
+			base = v.copy()
+		} else {
+			base = v.crash(a.At, a.Seed)
+		}
 	}
 	*id = c.s.addVolume(base)
 	return nil

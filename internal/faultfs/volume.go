@@ -125,6 +125,13 @@ func (v *volume) release() {
 	v.fault.Hang = false
 }
 
+// copy returns the tree as it is, with what is durable of it.
+func (v *volume) copy() *tree {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.live.clone()
+}
+
 // crash returns the tree that a loss of power after the first n operations
 // leaves; below 0: after all.
 func (v *volume) crash(n int, seed uint64) *tree {
