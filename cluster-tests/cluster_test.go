@@ -793,15 +793,15 @@ func (c *cluster) run(within time.Duration, n *node, args ...string) (stdout, st
 	return out.String(), errs.String(), err
 }
 
-// onBothLogStores runs a scene once on each log store; with -short on the
-// default one.
-func onBothLogStores(t *testing.T, scene func(t *testing.T, o option)) {
+// onLogStores runs the i-th of several scenes on the log stores in turn, so that each has
+// its share; with -long on both. (TestJepsen draws the log store of every cluster.)
+func onLogStores(t *testing.T, i int, name string, scene func(t *testing.T, o option)) {
 	kinds := []string{"wal", "boltdb"}
-	if testing.Short() {
-		kinds = kinds[:1]
+	if !*longFlag {
+		kinds = kinds[i%2 : i%2+1]
 	}
 	for _, kind := range kinds {
-		t.Run(kind, func(t *testing.T) { scene(t, withLogStore(kind)) })
+		t.Run(name+"/"+kind, func(t *testing.T) { scene(t, withLogStore(kind)) })
 	}
 }
 

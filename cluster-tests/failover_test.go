@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-var longFlag = flag.Bool("long", false, "let scenes that show that nothing happens go on for minutes")
+var longFlag = flag.Bool("long", false, "let scenes that show that nothing happens go on for minutes, and others run on both log stores")
 
 // bearable is the longest time without an acknowledged write that no fault of the
 // leader may exceed here: far above what it takes on a machine of its own.

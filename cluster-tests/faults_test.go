@@ -187,18 +187,16 @@ func demandAlone(c *cluster, n *node) {
 }
 
 func TestThreeSitesUnderLoad(t *testing.T) {
-	onBothLogStores(t, func(t *testing.T, logStore option) {
-		for _, s := range scenes {
-			t.Run(s.promise, func(t *testing.T) {
-				c := startCluster(t, threeSites, logStore)
-				w := c.load()
-				defer w.stop()
-				w.awaitWrites(200)
-				s.disturb(c, w)
-				w.judge()
-			})
-		}
-	})
+	for i, s := range scenes {
+		onLogStores(t, i, s.promise, func(t *testing.T, logStore option) {
+			c := startCluster(t, threeSites, logStore)
+			w := c.load()
+			defer w.stop()
+			w.awaitWrites(200)
+			s.disturb(c, w)
+			w.judge()
+		})
+	}
 }
 
 // A log store can be changed from one start to the next: the log is carried
