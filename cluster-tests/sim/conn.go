@@ -194,15 +194,34 @@ func (p *pipe) deadline(by *time.Time, look chan struct{}, t time.Time) error {
 	return nil
 }
 
+// read reads, once the process runs. A deadline that has passed ends it before that:
+// who sets one to end a read waits for that, it may be with a lock, and time would stand
+// still for whoever waits for the lock.
 func (p *pipe) read(b []byte, reader *process) (int, error) {
 	for {
-		reader.runs()
+		if stopped := reader.stopped.Load(); stopped != nil {
+			if p.overdue() {
+				return 0, os.ErrDeadlineExceeded
+			}
+			select {
+			case <-*stopped:
+			case <-p.readable:
+			}
+			continue
+		}
 		n, next, err := p.tryRead(b)
 		if n > 0 || err != nil || len(b) == 0 {
 			return n, err
 		}
 		wait(p.readable, p.readTimer, next)
 	}
+}
+
+// overdue says whether the deadline for reading has passed.
+func (p *pipe) overdue() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return passed(p.readBy, time.Now())
 }
 
 // tryRead reads what has arrived. If there is nothing yet, neither bytes nor an error,
