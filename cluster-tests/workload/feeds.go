@@ -490,14 +490,14 @@ func (j *feedJudge) next(f *followed, prefix string, c Change) (kind, text strin
 	switch {
 	case c.Index < j.log.From:
 		return "", "" // of which the log tells nothing
-	case len(f.rest) > 0 && same(c, f.rest[0]):
+	case len(f.rest) > 0 && j.same(c, f.rest[0]):
 		f.rest, f.index = f.rest[1:], c.Index
 		return "", ""
 	}
 	later := j.changes(prefix, c.Index)
 	for i := 0; i < len(later) && later[i].Index == c.Index; i++ {
 		switch {
-		case !same(c, later[i]):
+		case !j.same(c, later[i]):
 		case len(later)-i < len(f.rest): // it stands further behind than what is next
 			return "gap", fmt.Sprintf("%+v came, %+v did not", c, f.rest[0])
 		default:
@@ -507,9 +507,13 @@ func (j *feedJudge) next(f *followed, prefix string, c Change) (kind, text strin
 	return "not what happened", fmt.Sprintf("%+v", c)
 }
 
-// same says whether two changes are equal.
-func same(a, b Change) bool {
-	return a.Index == b.Index && a.Op == b.Op && a.KV.equal(b.KV) && a.Prev == b.Prev
+// same says whether a change is that of the log. Of the oldest index that is kept it is
+// not told what was before, nor what follows from that.
+func (j *feedJudge) same(c, logged Change) bool {
+	if logged.Index == j.log.From && j.log.From > 1 && (c.Op == "delete") == (logged.Op == "delete") {
+		c.Op, c.Prev = logged.Op, logged.Prev
+	}
+	return c.Index == logged.Index && c.Op == logged.Op && c.KV.equal(logged.KV) && c.Prev == logged.Prev
 }
 
 // predecessors judges what each change names as the one before.

@@ -86,6 +86,14 @@ func TestFeedsJudgeFindsWhatIsMissingAndWhatCameTwice(t *testing.T) {
 		m.told(at(first, 1))
 		condemns(t, NewFeeds(), m, "wrong predecessor")
 	})
+	t.Run("the oldest change that is kept does not name one before", func(t *testing.T) {
+		var m made
+		m.op(0, 1, "list", Follow{Prefix: "feeds/", From: 3}, Page{Changes: log[1:], Next: 6})
+		kept := logOf(append([]Change{at(second[0], 0)}, log[2:]...)...)
+		kept.From = 3
+		m.op(10, 11, "log", nil, kept)
+		condemns(t, NewFeeds(), m, "out of nothing") // nobody is recorded to have written them
+	})
 	t.Run("the last change never comes", func(t *testing.T) {
 		var m made
 		m.op(0, 1, "last", "feeds/", false)
