@@ -2,6 +2,7 @@ package clustertests
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -68,14 +69,15 @@ func (y *tally) lacks(runtime string, f fault.Fault, why error) {
 func (y *tally) struck(runtime string, f fault.Record) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
-	row := y.row(f.Fault)
-	switch {
-	case f.Err == nil:
-		row.Injected[runtime]++
-	case strings.Contains(f.Err.Error(), fault.ErrMissed.Error()):
-		row.Missed++
-	default:
-		row.Failed++
+	for _, name := range fault.Split(f.Fault) {
+		switch row := y.row(name); {
+		case f.Err == nil:
+			row.Injected[runtime]++
+		case errors.Is(f.Err, fault.ErrMissed):
+			row.Missed++
+		default:
+			row.Failed++
+		}
 	}
 }
 
@@ -96,8 +98,10 @@ func (y *tally) judged(all []workload.Workload, h *history.History, found []work
 		calm := true
 		for _, f := range faults {
 			if under(o, f) {
-				y.row(f.Name).Operations[o.Workload]++
 				calm = false
+				for _, name := range fault.Split(f.Name) {
+					y.row(name).Operations[o.Workload]++
+				}
 			}
 		}
 		if calm {
@@ -111,7 +115,9 @@ func (y *tally) judged(all []workload.Workload, h *history.History, found []work
 		}
 		for _, f := range faults {
 			if slices.ContainsFunc(a.Ops, func(id int) bool { return id < len(ops) && under(ops[id], f) }) {
-				y.row(f.Name).Anomalies[a.Workload]++
+				for _, name := range fault.Split(f.Name) {
+					y.row(name).Anomalies[a.Workload]++
+				}
 			}
 		}
 	}

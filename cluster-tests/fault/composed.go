@@ -2,6 +2,7 @@ package fault
 
 import (
 	"context"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -10,8 +11,9 @@ import (
 // Together is several faults at once. They choose different members. Each
 // begins when the one before it has begun; only the last may take its time.
 func Together(name, what string, faults ...Fault) Fault {
-	f := Fault{Name: name, What: what, Group: "composed"}
+	f := Fault{Name: name, What: what, Group: "composed", Prompt: true}
 	for _, part := range faults {
+		f.Prompt = f.Prompt && part.Prompt
 		f.Needs = append(f.Needs, part.Needs...)
 		f.Least, f.Most = max(f.Least, part.Least), max(f.Most, part.Most)
 		f.Rewinds = f.Rewinds || part.Rewinds
@@ -29,6 +31,23 @@ func Together(name, what string, faults ...Fault) Fault {
 	}
 	return f
 }
+
+// beside is a fault with another one at the same time, drawn from those that act at
+// once; the fault itself where none goes with it.
+func beside(f Fault, faults []Fault, rng *rand.Rand) Fault {
+	fit := slices.DeleteFunc(slices.Clone(faults), func(o Fault) bool { return !o.Prompt || o.Group == f.Group || o.Group == "composed" })
+	if f.Brings != "" || f.Rewinds || f.Group == "member" || f.Group == "composed" || len(fit) == 0 {
+		return f
+	}
+	o := fit[rng.IntN(len(fit))]
+	return Together(o.Name+besides+f.Name, o.What+", and "+f.What, o, f)
+}
+
+// besides stands between the names of two faults that a plan has put together.
+const besides = " + "
+
+// Split gives the names of the faults that a plan's step, or a record of it, is made of.
+func Split(name string) []string { return strings.Split(name, besides) }
 
 // named is a fault of those given.
 func named(faults []Fault, name string) Fault {

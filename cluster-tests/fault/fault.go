@@ -110,6 +110,8 @@ type Fault struct {
 	// Brings is the moment that the fault waits for, "" for none: before its time
 	// begins it may take a while.
 	Brings Moment
+	// Prompt says that Act returns at once, so that another fault can act beside it.
+	Prompt bool
 	// Rewinds says that it takes the cluster back to an earlier state by an
 	// operator's order: what was acknowledged in between is gone, rightly.
 	Rewinds bool

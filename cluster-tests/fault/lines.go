@@ -59,7 +59,7 @@ var lines = can("lines between sites", func(ctx context.Context, t interface {
 // badLine is a fault that makes the line of one remote site, or of all, so bad.
 func badLine(name, what string, draw func(s *Scene) Line) Fault {
 	return Fault{
-		Name: name, What: what, Group: "line", Needs: []*Ability{lines}, Wants: manySites,
+		Name: name, What: what, Group: "line", Needs: []*Ability{lines}, Wants: manySites, Prompt: true,
 		Least: time.Second, Most: 7 * time.Second,
 		Act: func(ctx context.Context, s *Scene) error {
 			sites := Remote(s.Target.Members())

@@ -12,7 +12,7 @@ import (
 // partition is a fault that holds one shape.
 func partition(name, what string, shape Shape, wants func([]Member) bool) Fault {
 	return Fault{
-		Name: name, What: what, Group: "partition", Wants: wants,
+		Name: name, What: what, Group: "partition", Wants: wants, Prompt: true,
 		Least: 500 * time.Millisecond, Most: 6 * time.Second,
 		Act: func(ctx context.Context, s *Scene) error {
 			_, err := s.cutShape(ctx, shape)

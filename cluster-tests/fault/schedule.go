@@ -23,7 +23,8 @@ func (s Step) String() string {
 
 // Plan draws faults from a seed, one after the other with calm between them,
 // until the time within is full. Each fault is drawn once before one is drawn
-// again. The same arguments give the same plan.
+// again; every sixth or so has another one of them beside it. The same arguments
+// give the same plan.
 func Plan(seed uint64, faults []Fault, within time.Duration) []Step {
 	rng := rand.New(rand.NewPCG(seed, 0xfa17))
 	var plan []Step
@@ -37,6 +38,9 @@ func Plan(seed uint64, faults []Fault, within time.Duration) []Step {
 		at += draw(rng, 200*time.Millisecond, 2*time.Second)
 		f := deck[0]
 		deck = deck[1:]
+		if rng.IntN(6) == 0 {
+			f = beside(f, faults, rng)
+		}
 		step := Step{Fault: f, At: at, For: draw(rng, f.Least, f.Most), Seed: rng.Uint64()}
 		if at+step.For > within {
 			if f.Least > within-at {

@@ -297,13 +297,39 @@ func TestAPlanIsRepeatedFromItsSeed(t *testing.T) {
 	}
 	names := map[string]int{}
 	for _, s := range Plan(7, partitionFaults, time.Hour)[:2*len(partitionFaults)] {
-		names[s.Fault.Name]++
+		parts := Split(s.Fault.Name)
+		names[parts[len(parts)-1]]++
 	}
 	for _, f := range partitionFaults {
 		if names[f.Name] != 2 {
 			t.Errorf("%s is drawn %d times in two rounds", f.Name, names[f.Name])
 		}
 	}
+}
+
+// TestAPlanPutsFaultsBesideOthers that act at once, so that both act.
+func TestAPlanPutsFaultsBesideOthers(t *testing.T) {
+	pairs := 0
+	for _, s := range Plan(3, All(), 2*time.Hour) {
+		parts := Split(s.Fault.Name)
+		if len(parts) == 1 {
+			continue
+		}
+		pairs++
+		if first, second := named(All(), parts[0]), named(All(), parts[1]); !first.Prompt || first.Group == second.Group || second.Brings != "" {
+			t.Errorf("%s stands beside %s", first.Name, second.Name)
+		}
+	}
+	if pairs < 20 {
+		t.Errorf("%d pairs in two hours", pairs)
+	}
+	both := beside(named(processFaults, "kill-all"), []Fault{named(partitionFaults, "halves")}, rand.New(rand.NewPCG(1, 1)))
+	synctest.Test(t, func(t *testing.T) {
+		r := Step{Fault: both, For: time.Second}.act(t.Context(), newPaper(t, cluster(3)))
+		if r.Err != nil || !strings.Contains(r.What, "cut ") || !strings.Contains(r.What, "kill ") || r.Fault != "halves + kill-all" {
+			t.Errorf("%+v", r)
+		}
+	})
 }
 
 // TestRunEndsWithAWholeTarget: at the plan's end, when it is broken off at any
