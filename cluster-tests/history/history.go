@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"sync"
 	"time"
 )
@@ -77,8 +78,7 @@ type Fault struct {
 	// On says to whom, and with what figures.
 	On   string        `json:"on"`
 	From time.Duration `json:"from"`
-	// To is Never while it lasts.
-	To time.Duration `json:"to"`
+	To   time.Duration `json:"to"`
 }
 
 // History collects requests and faults. Its methods may be called by many at once.
@@ -91,7 +91,7 @@ type History struct {
 
 	mu     sync.Mutex
 	ops    []*Op
-	faults []*Fault
+	faults []Fault
 }
 
 // New begins a history at the moment 0 of its clock.
@@ -141,24 +141,11 @@ func (p *Pending) end(outcome Outcome, out any, why string) {
 	}
 }
 
-// Strike records that a fault begins. The returned function records its end.
-func (h *History) Strike(name, on string) (over func()) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	f := &Fault{Name: name, On: on, From: h.Now(), To: Never}
-	h.faults = append(h.faults, f)
-	return func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		f.To = h.Now()
-	}
-}
-
 // Struck records a fault that is over, by the moments of the clock that time.Now reads.
 func (h *History) Struck(name, on string, from, to time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.faults = append(h.faults, &Fault{Name: name, On: on, From: from.Sub(h.began), To: to.Sub(h.began)})
+	h.faults = append(h.faults, Fault{Name: name, On: on, From: from.Sub(h.began), To: to.Sub(h.began)})
 }
 
 // Ops are copies of the requests so far, by their calls; of one workload unless
@@ -179,11 +166,7 @@ func (h *History) Ops(workload string) []Op {
 func (h *History) Faults() []Fault {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	faults := make([]Fault, len(h.faults))
-	for i, f := range h.faults {
-		faults[i] = *f
-	}
-	return faults
+	return slices.Clone(h.faults)
 }
 
 // Write writes all as JSON, a line each: faults first, then requests. Moments are

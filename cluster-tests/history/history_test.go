@@ -15,14 +15,14 @@ import (
 // short is a history with a request of each outcome, and a fault.
 func short() *history.History {
 	h := history.New()
-	over := h.Strike("isolate the leader", "n1")
+	struck := time.Now()
 	put := h.Call(history.Op{Workload: "set", Client: 1, Node: "n1", Name: "add", In: 7})
 	time.Sleep(20 * time.Millisecond)
 	put.Decided(uint64(12))
 	h.Call(history.Op{Workload: "set", Client: 1, Node: "n2", Name: "add", In: 8}).Refused("connection refused")
 	h.Call(history.Op{Workload: "bank", Client: 0, Node: "n2", Name: "transfer", In: "</script>"}).Unknown("cut off")
 	time.Sleep(30 * time.Millisecond)
-	over()
+	h.Struck("isolate the leader", "n1", struck, time.Now())
 	h.Call(history.Op{Workload: "set", Client: 2, Node: "n3", Name: "read"}) // for ever
 	return h
 }
@@ -43,20 +43,6 @@ func TestARequestWithoutAnAnswerNeverReturns(t *testing.T) {
 		}
 		if !ops[0].Before(ops[3]) || ops[2].Before(ops[3]) || ops[0].Before(ops[1]) {
 			t.Error("what returned at the moment of a call, or never, is not known to come first; what returned earlier is")
-		}
-	})
-}
-
-func TestAFaultThatIsOverIsRecordedAsOneThatWasWatched(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := history.New()
-		time.Sleep(time.Second)
-		from, over := time.Now(), h.Strike("cut", "n1")
-		time.Sleep(time.Second)
-		over()
-		h.Struck("cut", "n1", from, time.Now())
-		if f := h.Faults(); len(f) != 2 || f[0] != f[1] {
-			t.Errorf("%+v", f)
 		}
 	})
 }

@@ -72,15 +72,6 @@ func (m *member) running() bool {
 	}
 }
 
-// clock is a machine's: what its node judges leases and staleness by.
-type clock struct {
-	began time.Time
-	skew  atomic.Int64 // nanoseconds by which its wall clock is ahead
-}
-
-func (c *clock) Steady() time.Duration { return time.Since(c.began) }
-func (c *clock) Wall() time.Time       { return time.Now().Add(time.Duration(c.skew.Load())) }
-
 // Cluster is a whole cluster in the bubble that made it. One goroutine at a time may
 // do things to it.
 type Cluster struct {
@@ -139,7 +130,7 @@ func newCluster(p plan) (*Cluster, error) {
 	}
 	for _, m := range c.members {
 		m.host = c.net.addHost(m.Name, m.Site)
-		m.clock = &clock{began: time.Now()}
+		m.clock = newClock()
 		m.hw = p.hardware(m.Name)
 		m.cfg = agent.Config{
 			Node: m.Name, Site: m.Site, Home: m.Voter, Role: command.RoleLearner,

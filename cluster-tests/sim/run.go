@@ -210,7 +210,7 @@ func (o *outcome) live(s *scenario, w *watched) error {
 	err = fault.Run(ctx, c, s.steps, func(r fault.Record) {
 		w.alive(fmt.Sprintf("after fault %s", r.Fault))
 		o.faults = append(o.faults, r)
-		h.Strike(r.Fault, r.What)()
+		h.Struck(r.Fault, r.What, r.From, r.To)
 	})
 	w.alive("healed")
 	run.Stop()
