@@ -150,6 +150,8 @@ type node struct {
 	meant   bool     // the test itself ended the process
 	stopped bool     // SIGSTOP
 	died    []string // how it ended when nobody meant it to
+	// A process that starts on a disk that is ill may refuse to, in one line, until then.
+	illUntil time.Time
 }
 
 func (n *node) String() string { return n.name }
@@ -319,13 +321,19 @@ func (c *cluster) launch(n *node) error {
 		log.Close()
 		n.mu.Lock()
 		n.proc, n.state = nil, cmd.ProcessState
-		if !n.meant {
+		if !n.meant && !n.refused() {
 			n.died = append(n.died, n.state.String())
 		}
 		n.mu.Unlock()
 		close(ended)
 	}()
 	return nil
+}
+
+// refused says whether the process that ended refused to start, as it may on an ill
+// disk; mu is held.
+func (n *node) refused() bool {
+	return time.Now().Before(n.illUntil) && n.state.ExitCode() == 1 && strings.HasPrefix(lastLines(n.log, 1), "holdfast: ")
 }
 
 // running says whether the node's process is there.

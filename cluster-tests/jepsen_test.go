@@ -265,7 +265,19 @@ func (r round) run(t, disks *testing.T) {
 	drawn := r.draw()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Minute)
 	defer cancel()
-	s := r.runtime.start(t, disks, drawn)
+	var s rig
+	var run *workload.Run
+	var found []workload.Anomaly
+	h := history.New()
+	t.Cleanup(func() { // after the cluster's, which may find more
+		if t.Failed() && s != nil {
+			if found == nil && run != nil { // it did not come so far
+				found = run.Check()
+			}
+			r.keep(t, s.directory(), drawn, h, found)
+		}
+	})
+	s = r.runtime.start(t, disks, drawn)
 	var faults []fault.Fault
 	rewinds := false
 	for _, f := range r.faults {
@@ -275,21 +287,15 @@ func (r round) run(t, disks *testing.T) {
 		}
 		faults, rewinds = append(faults, f), rewinds || f.Rewinds
 	}
-	env := &workload.Env{Nodes: s.clients(), History: history.New(), Seed: r.seed, Think: think, Clients: 4}
-	var found []workload.Anomaly
-	defer func() {
-		if t.Failed() {
-			r.keep(t, s.directory(), drawn, env.History, found)
-		}
-	}()
+	env := &workload.Env{Nodes: s.clients(), History: h, Seed: r.seed, Think: think, Clients: 4}
 	all := slices.DeleteFunc(workload.All(), func(w workload.Workload) bool { return !slices.Contains(r.workloads, w.Name()) })
-	run, err := workload.Start(ctx, env, all...)
-	if err != nil {
+	var err error
+	if run, err = workload.Start(ctx, env, all...); err != nil {
 		t.Fatal(err)
 	}
 	workload.Rest(ctx, calm)
 	err = fault.Run(ctx, s, r.plan(faults), func(f fault.Record) {
-		env.History.Struck(f.Fault, on(f), f.From, f.To)
+		h.Struck(f.Fault, on(f), f.From, f.To)
 		r.tally.struck(r.runtime.name, f)
 		t.Logf("%s for %v: %s", f.Fault, f.To.Sub(f.From).Round(time.Millisecond), on(f))
 	})
@@ -305,13 +311,13 @@ func (r round) run(t, disks *testing.T) {
 		if found, err = run.Judge(ending); err != nil {
 			t.Error(err)
 		}
-		found = slices.DeleteFunc(found, func(a workload.Anomaly) bool { return wentBackWithItsDisk(a, env.History, s.outages()) })
+		found = slices.DeleteFunc(found, func(a workload.Anomaly) bool { return wentBackWithItsDisk(a, h, s.outages()) })
 	}
 	for _, a := range found {
 		t.Errorf("ANOMALY %v", a)
 	}
-	r.tally.judged(all, env.History, found)
-	t.Logf("%v: %d operations of %d workloads, %d faults, %d anomalies in %v", drawn, len(env.History.Ops("")), len(all), len(env.History.Faults()), len(found), time.Since(began).Round(time.Second))
+	r.tally.judged(all, h, found)
+	t.Logf("%v: %d operations of %d workloads, %d faults, %d anomalies in %v", drawn, len(h.Ops("")), len(all), len(h.Faults()), len(found), time.Since(began).Round(time.Second))
 }
 
 // plan is when which fault acts.

@@ -48,6 +48,26 @@ type diskHosts struct {
 	lost map[string][]time.Time // when nodes had lost power
 }
 
+// Sicken implements fault.Disks.
+func (h *diskHosts) Sicken(ctx context.Context, name string, ill fault.Illness) error {
+	h.ill(time.Now().Add(time.Hour), name)
+	return h.disks.Sicken(ctx, name, ill)
+}
+
+// Cure implements fault.Disks.
+func (h *diskHosts) Cure(ctx context.Context, names ...string) error {
+	h.ill(time.Now().Add(time.Second), names...) // who met the illness is about to end
+	return h.disks.Cure(ctx, names...)
+}
+
+func (h *diskHosts) ill(until time.Time, names ...string) {
+	for _, n := range h.named(names...) {
+		n.mu.Lock()
+		n.illUntil = until
+		n.mu.Unlock()
+	}
+}
+
 // LosePower implements fault.Disks.
 func (h *diskHosts) LosePower(ctx context.Context, seed uint64, names ...string) error {
 	err := h.disks.LosePower(ctx, seed, names...)

@@ -2,14 +2,14 @@ package fault
 
 import (
 	"context"
-	"fmt"
 	"time"
 )
 
 // Memberships is a target whose members come and go.
 type Memberships interface {
 	// Remove takes a member out of the cluster by an operator's order. Its process
-	// has ended when it returns.
+	// has ended when it returns. ErrMissed says that it was refused, as it is while
+	// those who are left would have no majority.
 	Remove(ctx context.Context, name string) error
 	// Admit empties the directory of a member that does not run and starts it: it
 	// joins as another member of the same name. For one that was not removed, that
@@ -71,7 +71,7 @@ func (s *Scene) removeAndAdmit(ctx context.Context, t Memberships, name string) 
 		return t.Admit(ctx, name)
 	}
 	if err := t.Remove(ctx, name); err != nil {
-		return fmt.Errorf("%w: %w", ErrMissed, err) // refused while it would cost the majority
+		return err
 	}
 	s.Undo(admit)
 	if !s.Rest(ctx, time.Until(s.over)/2) {
@@ -138,7 +138,7 @@ var memberFaults = []Fault{
 			t := s.Target.(Snapshots)
 			archive, err := t.Save(ctx)
 			if err != nil {
-				return fmt.Errorf("%w: %w", ErrMissed, err)
+				return err
 			}
 			s.Rest(ctx, time.Until(s.over)/2)
 			s.Says("restore %d bytes", len(archive))
