@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/fault"
-	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 	"github.com/holdfast-db/holdfast/command"
 	"github.com/holdfast-db/holdfast/internal/faultfs"
 )
@@ -116,14 +115,6 @@ type onSickDisks struct {
 	w    *traffic
 	r    *rand.Rand
 	seed uint64
-	// outages are the moments at which nodes had lost their power, or their disk had been
-	// put back to an earlier one.
-	outages map[string][]time.Time
-}
-
-// excused says that a node went back with its disk.
-func (s *onSickDisks) excused(a workload.Anomaly) bool {
-	return wentBackWithItsDisk(a, s.w.env.History, s.outages)
 }
 
 // strike carries out what may fail for no reason of the product's.
@@ -167,7 +158,7 @@ func (s *onSickDisks) powerOff(seed uint64, nodes ...*node) {
 // wentBack notes that nodes, which do not run, may serve less than before when they do.
 func (s *onSickDisks) wentBack(nodes ...*node) {
 	for _, n := range nodes {
-		s.outages[n.name] = append(s.outages[n.name], time.Now())
+		s.w.env.History.Forgets(n.name)
 	}
 }
 
@@ -515,12 +506,11 @@ func (f diskFault) run(volumes, t *testing.T, seed uint64, opts ...option) {
 func startOnDisks(volumes, t *testing.T, seed uint64, opts ...option) *onSickDisks {
 	t.Helper()
 	d, placed := onDisks(volumes, diskSites)
-	s := &onSickDisks{disks: d, seed: seed, outages: map[string][]time.Time{}, r: rand.New(rand.NewPCG(seed, 0))}
+	s := &onSickDisks{disks: d, seed: seed, r: rand.New(rand.NewPCG(seed, 0))}
 	t.Logf("seed %d", seed)
 	s.cluster = startCluster(t, diskSites, append(opts, placed, withFlags("--disk-stall-limit", "300ms"))...)
 	t.Cleanup(func() { _ = d.Cure(context.Background()) }) // what hangs in the kernel cannot be killed
 	s.w = s.load()
-	s.w.excused = s.excused
 	s.w.awaitWrites(100)
 	return s
 }
@@ -593,7 +583,7 @@ func TestPlantedBugsOfDisksAreFound(t *testing.T) {
 			defer s.w.stop()
 			found := bug.disturb(s)
 			s.w.stop()
-			all := slices.DeleteFunc(s.w.run.Check(), s.excused)
+			all := s.w.run.Check()
 			if found == nil && len(all) > 0 {
 				found = errors.New(all[0].String())
 			}

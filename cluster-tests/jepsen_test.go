@@ -278,6 +278,7 @@ func (r round) run(t, disks *testing.T) {
 		}
 	})
 	s = r.runtime.start(t, disks, drawn)
+	s.watch(h.Forgets)
 	var faults []fault.Fault
 	rewinds := false
 	for _, f := range r.faults {
@@ -311,7 +312,6 @@ func (r round) run(t, disks *testing.T) {
 		if found, err = run.Judge(ending); err != nil {
 			t.Error(err)
 		}
-		found = slices.DeleteFunc(found, func(a workload.Anomaly) bool { return wentBackWithItsDisk(a, h, s.outages()) })
 	}
 	for _, a := range found {
 		t.Errorf("ANOMALY %v", a)

@@ -37,7 +37,7 @@ var netnsRuntime = platform{
 			return &hosts{s.processes(t, inLab(l)), l}
 		}
 		d, onThem := onDisks(volumes, s.nodes)
-		return &diskHosts{hosts: &hosts{s.processes(t, inLab(l), onThem), l}, disks: d, lost: map[string][]time.Time{}}
+		return &diskHosts{hosts: &hosts{s.processes(t, inLab(l), onThem), l}, disks: d, forgets: func(string) {}}
 	},
 }
 
@@ -45,7 +45,7 @@ var netnsRuntime = platform{
 type diskHosts struct {
 	*hosts
 	*disks
-	lost map[string][]time.Time // when nodes had lost power
+	forgets func(node string)
 }
 
 // Sicken implements fault.Disks.
@@ -72,12 +72,12 @@ func (h *diskHosts) ill(until time.Time, names ...string) {
 func (h *diskHosts) LosePower(ctx context.Context, seed uint64, names ...string) error {
 	err := h.disks.LosePower(ctx, seed, names...)
 	for _, name := range names {
-		h.lost[name] = append(h.lost[name], time.Now())
+		h.forgets(name)
 	}
 	return err
 }
 
-func (h *diskHosts) outages() map[string][]time.Time { return h.lost }
+func (h *diskHosts) watch(forgets func(node string)) { h.forgets = forgets }
 
 // hosts is a cluster whose nodes are hosts of a lab: cuts are made by firewalls, and
 // sites are joined by lines.

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/fault"
-	"github.com/holdfast-db/holdfast/cluster-tests/history"
 	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 )
 
@@ -21,9 +20,8 @@ type rig interface {
 	// recover waits until all nodes are ready and stand at one revision with one
 	// lineage. Nothing is broken any more when it is called.
 	recover(within time.Duration)
-	// outages are the moments at which nodes had lost power, so that what they had not
-	// synced may be gone.
-	outages() map[string][]time.Time
+	// watch has losses of power told: nodes have forgotten what they had not synced.
+	watch(forgets func(node string))
 	// directory holds its logs and data, and stays if the test fails.
 	directory() string
 }
@@ -98,7 +96,7 @@ func (s setup) processes(t testing.TB, more ...option) *cluster {
 
 func (c *cluster) clients() []*workload.Node { return clientsOf(c.nodes) }
 
-func (c *cluster) outages() map[string][]time.Time { return nil }
+func (c *cluster) watch(func(string)) {} // it loses none
 
 func (c *cluster) directory() string { return c.dir }
 
@@ -123,22 +121,4 @@ func (c *cluster) recover(within time.Duration) {
 			c.t.Errorf("%s ended by itself while it was under faults: %v", n, died)
 		}
 	}
-}
-
-// wentBackWithItsDisk says of an anomaly that it is a node that serves less than before
-// it lost power, as it may: what it had only handed to the system is gone.
-func wentBackWithItsDisk(a workload.Anomaly, h *history.History, outages map[string][]time.Time) bool {
-	if a.Kind != "went back" {
-		return false
-	}
-	var ops []history.Op // by their call
-	for _, o := range h.Ops(a.Workload) {
-		if slices.Contains(a.Ops, o.ID) {
-			ops = append(ops, o)
-		}
-	}
-	return len(ops) == 2 && slices.ContainsFunc(outages[ops[1].Node], func(lost time.Time) bool {
-		at := h.Now() - time.Since(lost)
-		return ops[0].Return < at && at < ops[1].Call
-	})
 }

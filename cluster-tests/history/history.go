@@ -43,6 +43,8 @@ type Op struct {
 	Client int `json:"client"`
 	// Node is the one that was asked.
 	Node string `json:"node"`
+	// Forgot is how often it had forgotten what it told: see History.Forgets.
+	Forgot int `json:"forgot,omitempty"`
 	// Name says what was asked for, in the workload's words.
 	Name string `json:"op"`
 	// Call and Return are moments on the history's clock, which never goes back.
@@ -55,6 +57,14 @@ type Op struct {
 	Out any `json:"out,omitempty"`
 	// Why is what the client was told where Outcome is not Decided.
 	Why string `json:"why,omitempty"`
+}
+
+// Teller is the node, which is another one each time it has forgotten.
+func (o Op) Teller() string {
+	if o.Forgot == 0 {
+		return o.Node
+	}
+	return fmt.Sprintf("%s (%d)", o.Node, o.Forgot)
 }
 
 // Before says whether o was over when p was called.
@@ -92,6 +102,7 @@ type History struct {
 	mu     sync.Mutex
 	ops    []*Op
 	faults []Fault
+	forgot map[string]int // node -> how often
 }
 
 // New begins a history at the moment 0 of its clock.
@@ -105,7 +116,7 @@ func (h *History) Now() time.Duration { return time.Since(h.began) }
 func (h *History) Call(o Op) *Pending {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	o.ID, o.Call, o.Return, o.Outcome = len(h.ops), h.Now(), Never, Unknown
+	o.ID, o.Call, o.Return, o.Outcome, o.Forgot = len(h.ops), h.Now(), Never, Unknown, h.forgot[o.Node]
 	h.ops = append(h.ops, &o)
 	return &Pending{h, &o}
 }
@@ -139,6 +150,18 @@ func (p *Pending) end(outcome Outcome, out any, why string) {
 	if p.h.Observe != nil {
 		p.h.Observe(o)
 	}
+}
+
+// Forgets records that a node, which does not run, may come back with less than it has
+// told, as after a loss of power: what it had not synced by then is gone. Whoever judges
+// by what one node told before goes by Op.Teller.
+func (h *History) Forgets(node string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.forgot == nil {
+		h.forgot = map[string]int{}
+	}
+	h.forgot[node]++
 }
 
 // Struck records a fault that is over, by the moments of the clock that time.Now reads.

@@ -195,7 +195,7 @@ func (*Journal) Check(ops []history.Op) []Anomaly {
 			acknowledged[entry.Journal] = append(acknowledged[entry.Journal], o)
 		}
 	}
-	place := func(o history.Op) [2]string { return [2]string{fmt.Sprint(o.In.(JournalRead).Journal), o.Node} }
+	place := func(o history.Op) [2]string { return [2]string{fmt.Sprint(o.In.(JournalRead).Journal), o.Teller()} }
 	for _, o := range reads {
 		longest[place(o)] = append(longest[place(o)], o)
 	}

@@ -468,7 +468,7 @@ func goingBack(all []access) (found []Anomaly) {
 	byNode := map[string][]access{}
 	for _, a := range all {
 		if a.kind == readOp {
-			byNode[a.Node] = append(byNode[a.Node], a)
+			byNode[a.Teller()] = append(byNode[a.Teller()], a)
 		}
 	}
 	for _, reads := range byNode {

@@ -365,10 +365,10 @@ func (*Restores) Check(ops []history.Op) []Anomaly {
 			j.archives[a.Number] = a.Picture
 		}
 		if p, ok := o.Out.(Picture); ok {
-			if nodes[o.Node] == nil {
-				nodes[o.Node] = &front{}
+			if nodes[o.Teller()] == nil {
+				nodes[o.Teller()] = &front{}
 			}
-			nodes[o.Node].add(o.Return, p.Applied)
+			nodes[o.Teller()].add(o.Return, p.Applied)
 		}
 	}
 	acknowledged.settle()
@@ -401,7 +401,7 @@ func (*Restores) Check(ops []history.Op) []Anomaly {
 		case byDefault:
 			must, _ = acknowledged.before(o.Call - leaderLease)
 		}
-		if f := nodes[o.Node]; f != nil {
+		if f := nodes[o.Teller()]; f != nil {
 			if before, _ := f.before(o.Call); p.Applied < before {
 				found = append(found, anomaly("node goes back", fmt.Sprintf("the node had answered with revision %d", before), o))
 			}

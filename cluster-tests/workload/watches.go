@@ -226,10 +226,10 @@ func (w *Watches) Check(ops []history.Op) []Anomaly {
 			acknowledged.add(o.Return, index)
 		}
 		if seen, ok := o.Out.(Woken); ok {
-			if answering[o.Node] == nil {
-				answering[o.Node] = &serving{}
+			if answering[o.Teller()] == nil {
+				answering[o.Teller()] = &serving{}
 			}
-			answering[o.Node].add(o, seen.Applied)
+			answering[o.Teller()].add(o, seen.Applied)
 		}
 	}
 	acknowledged.settle()
@@ -246,7 +246,7 @@ func (w *Watches) Check(ops []history.Op) []Anomaly {
 			continue
 		}
 		in := o.In.(Wait)
-		if before, than := answering[o.Node].answered.before(o.Call); before > seen.Applied {
+		if before, than := answering[o.Teller()].answered.before(o.Call); before > seen.Applied {
 			found = append(found, anomaly("node goes back", fmt.Sprintf("the node had answered with revision %d by %v", before, than), o))
 		}
 		var must uint64
@@ -267,8 +267,8 @@ func (w *Watches) Check(ops []history.Op) []Anomaly {
 		}
 		// Answers long after the fact, of what needs no leader.
 		if wake := past.next(in.Target, in.Index); in.Mode == stale && in.Index > 0 && wake > 0 && wake <= seen.Applied {
-			at := max(answering[o.Node].answered.first(wake), o.Call)
-			proof := answering[o.Node].firstAnswerTo(at + awakening)
+			at := max(answering[o.Teller()].answered.first(wake), o.Call)
+			proof := answering[o.Teller()].firstAnswerTo(at + awakening)
 			if looked := clock.notBefore(seen.Applied + 1); proof < math.MaxInt64 && looked > proof+time.Second {
 				found = append(found, anomaly("missed wake-up", fmt.Sprintf("the node had index %d at %v, and looked after %v", wake, at, looked), o))
 			}
