@@ -3,7 +3,12 @@ package clustertests
 import (
 	"context"
 	"errors"
+	"maps"
+	"os"
+	"regexp"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -256,6 +261,47 @@ func leaderCutOff(c *cluster, w *traffic) {
 
 // shortSessions lets clients have sessions that end soon.
 var shortSessions = []string{"--session-ttl-min", "1s"}
+
+// A bug that stands in the code is in the table of docs/TESTING.md and in that of a test
+// which must find it; and both name no bug that there is not.
+func TestEachPlantedBugIsListedAndSearchedFor(t *testing.T) {
+	asked := regexp.MustCompile(`planted\.Bug\("([a-z-]+)"\)`)
+	listed := regexp.MustCompile("(?m)^\\| `([a-z-]+)` \\|")
+	inCode, inTests := map[string]bool{}, ""
+	for _, files := range sources(t) {
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasSuffix(file, "_test.go") {
+				inTests += string(text)
+				continue
+			}
+			for _, found := range asked.FindAllSubmatch(text, -1) {
+				inCode[string(found[1])] = true
+			}
+		}
+	}
+	text, err := os.ReadFile("../docs/TESTING.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(text), "## Planted bugs")
+	section, _, _ = strings.Cut(section, "\n## ")
+	inDocs := map[string]bool{}
+	for _, found := range listed.FindAllStringSubmatch(section, -1) {
+		inDocs[found[1]] = true
+	}
+	if len(inCode) == 0 || !maps.Equal(inCode, inDocs) {
+		t.Errorf("bugs in the code: %v\nbugs in docs/TESTING.md: %v", slices.Sorted(maps.Keys(inCode)), slices.Sorted(maps.Keys(inDocs)))
+	}
+	for bug := range inCode {
+		if !strings.Contains(inTests, strconv.Quote(bug)) {
+			t.Errorf("no test searches for %s", bug)
+		}
+	}
+}
 
 func TestPlantedBugsAreFound(t *testing.T) {
 	bin, err := build("holdfast-planted", "-tags", "planted")
