@@ -15,7 +15,7 @@ func TestWallClocksJumpSwingGainAndAreSetRight(t *testing.T) {
 		c := &Cluster{members: []*member{{Name: "n1", clock: newClock()}, {Name: "n2", clock: newClock()}}}
 		var _ fault.Clocks = c
 		ctx := t.Context()
-		ahead := func(name string) time.Duration { return c.member(name).clock.Wall().Sub(time.Now()) }
+		ahead := func(name string) time.Duration { return time.Until(c.member(name).clock.Wall()) }
 		demand := func(what string, got, want time.Duration) {
 			t.Helper()
 			if got != want {

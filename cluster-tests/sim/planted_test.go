@@ -83,3 +83,9 @@ func (b plantedBug) finds(failure string) bool {
 		return strings.HasPrefix(failure, b.workload+": "+kind)
 	})
 }
+
+func namedPower(names string) []fault.Fault {
+	return slices.DeleteFunc(slices.Clone(powerFaults), func(f fault.Fault) bool {
+		return !slices.Contains(strings.Split(names, ","), f.Name)
+	})
+}

@@ -3,7 +3,6 @@ package sim
 import (
 	"context"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -112,9 +111,3 @@ func powerFault(name, what string, who func(context.Context, *fault.Scene) ([]st
 // unharmed are the workloads whose judges demand nothing of a node that a loss of power
 // may take: that it never goes back is promised for the end of its process only.
 var unharmed = []string{"set", "append", "bank", "longfork", "counter"}
-
-func namedPower(names string) []fault.Fault {
-	return slices.DeleteFunc(slices.Clone(powerFaults), func(f fault.Fault) bool {
-		return !slices.Contains(strings.Split(names, ","), f.Name)
-	})
-}
