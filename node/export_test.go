@@ -12,6 +12,7 @@ func (n *Node) Raft() *raft.Raft { return n.raft }
 
 // The calls that tests spoil.
 const (
+	MethodTerm    = methodTerm
 	MethodPropose = methodPropose
 	MethodPromise = methodPromise
 	MethodFind    = methodFind

@@ -2,6 +2,7 @@ package node_test
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/node"
 )
 
 // healthy waits until the leader calls every member healthy, and returns what m
@@ -282,4 +284,47 @@ func TestAMemberIsNotRemovedWhenNoHealthyMajorityWouldBeLeft(t *testing.T) {
 		t.Error("the dead one: ", err)
 	}
 	c.write("k", "v")
+}
+
+// behindInTerm has a voter answer, some times, as if it had not heard of the term yet.
+type behindInTerm struct {
+	node.Transport
+	voter *atomic.Pointer[string]
+	left  *atomic.Int32
+}
+
+func (b behindInTerm) Call(ctx context.Context, to string, method uint8, req []byte) ([]byte, error) {
+	answer, err := b.Transport.Call(ctx, to, method, req)
+	if voter := b.voter.Load(); voter != nil && *voter == to && method == node.MethodTerm && err == nil && b.left.Add(-1) >= 0 {
+		answer = slices.Clone(answer)
+		binary.BigEndian.PutUint64(answer, binary.BigEndian.Uint64(answer)-1)
+	}
+	return answer, err
+}
+
+// As happens when the leader is removed: the voter that leads next is asked in the first
+// moments of its term, which the third one has not heard of.
+func TestAMemberIsRemovedInTheFirstMomentsOfATerm(t *testing.T) {
+	c := &cluster{t: t, members: map[string]*member{}}
+	voters := c.firstVoters()
+	var late atomic.Pointer[string]
+	left := &atomic.Int32{}
+	for _, m := range voters {
+		m.wrapTransport = func(tr node.Transport) node.Transport { return behindInTerm{tr, &late, left} }
+		m.start()
+	}
+	for _, m := range voters {
+		m.waitJoined()
+	}
+	c.level()
+	f := c.followers()
+	eventually(t, "the cluster is formed at "+f[0].name, func() bool { return f[0].disk.Identity().Epoch > 0 })
+	late.Store(&f[0].id.ID)
+	left.Store(4)
+	if err := c.leader().n.Load().RemovePeer(c.bounded(), f[1].id.ID, ""); err != nil {
+		t.Error(err)
+	}
+	if left.Load() >= 0 {
+		t.Errorf("the voter was asked too seldom: %d late answers are left", left.Load())
+	}
 }

@@ -90,7 +90,10 @@ func (n *Node) voters() (others []string, self int) {
 	return others, self
 }
 
-var errNewerTerm = errors.New("voter is in a later term")
+var (
+	errNewerTerm = errors.New("voter is in a later term")
+	errOlderTerm = errors.New("voter has not reached this term")
+)
 
 // askTerms asks voters for their terms, all at once; each gives one answer.
 func (n *Node) askTerms(ctx context.Context, voters []string, term uint64) (answers <-chan error) {
@@ -118,7 +121,7 @@ func (n *Node) askTerm(ctx context.Context, id string, term uint64) error {
 	case theirs > term:
 		return errNewerTerm
 	case theirs < term:
-		return errors.New("the voter has not reached this term")
+		return errOlderTerm
 	}
 	return nil
 }

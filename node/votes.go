@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -132,11 +133,31 @@ func (n *Node) electorate(ctx context.Context, with, without string) (voters, an
 		r, ok := n.reports.get(other)
 		return ok && r.Disk == command.DiskFailed
 	})
-	answers := n.askTerms(ctx, others, n.raft.CurrentTerm())
+	answers, term := make(chan error, len(others)), n.raft.CurrentTerm()
+	for _, id := range others {
+		go func() { answers <- n.followsInto(ctx, id, term) }()
+	}
 	for i := 0; i < len(others) && answer < voters/2+1; i++ {
 		if <-answers == nil {
 			answer++
 		}
 	}
 	return voters, answer
+}
+
+// followsInto asks a voter for its term until that is this one. A leader may be asked to
+// take a vote in its first moments, as by an operator who removes the leader before it:
+// a voter that was not needed to elect it hears of the term a moment later.
+func (n *Node) followsInto(ctx context.Context, id string, term uint64) error {
+	for {
+		err := n.askTerm(ctx, id, term)
+		if !errors.Is(err, errOlderTerm) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(n.beat()):
+		}
+	}
 }
