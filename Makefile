@@ -43,7 +43,7 @@ cluster-test: ## real processes under kills, cuts and pauses
 	go test -timeout 14m ./cluster-tests
 
 HOURS ?= 0
-jepsen: image-context ## every workload under every fault on real processes, in about 30 minutes; HOURS=n goes on with new seeds
+jepsen: image-context ## every workload under every fault on real processes, in about 40 minutes; HOURS=n goes on with new seeds
 	if docker build -q --target prebuilt -t holdfast:jepsen -f Dockerfile bin/image; then export HOLDFAST_IMAGE=holdfast:jepsen; fi; \
 	go test -run '^TestJepsen$$' -count 1 -timeout 0 -v ./cluster-tests -runtime all -rounds 0 -hours $(HOURS) -report $(CURDIR)/bin/jepsen
 
