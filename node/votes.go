@@ -145,13 +145,15 @@ func (n *Node) electorate(ctx context.Context, with, without string) (voters, an
 	return voters, answer
 }
 
-// followsInto asks a voter for its term until that is this one. A leader may be asked to
-// take a vote in its first moments, as by an operator who removes the leader before it:
-// a voter that was not needed to elect it hears of the term a moment later.
+// followsInto asks a voter for its term until that is this one, or ctx ends. A leader may
+// be asked to take a vote in its first moments, as by an operator who removes the leader
+// before it, or right after a cut has healed: a voter that was not needed to elect it
+// hears of the term a moment later, and one that was cut off answers a moment later.
+// Only a later term is final.
 func (n *Node) followsInto(ctx context.Context, id string, term uint64) error {
 	for {
 		err := n.askTerm(ctx, id, term)
-		if !errors.Is(err, errOlderTerm) {
+		if err == nil || errors.Is(err, errNewerTerm) {
 			return err
 		}
 		select {
