@@ -147,11 +147,14 @@ func newRaftLog(db logBackend, kind string, l *latch, disk *Disk) (*raftLog, err
 	if err != nil {
 		return nil, err
 	}
-	// Start the average from the newest entries.
+	// Start the average from the newest entries. In a log that need not be unbroken some
+	// may be missing: see unbrokenFrom.
 	const sample = 32
 	for i := max(first, last-min(last, sample)+1); last > 0 && i <= last; i++ {
 		var e raft.Log
-		if err := db.GetLog(i, &e); err != nil {
+		if err := db.GetLog(i, &e); errors.Is(err, raft.ErrLogNotFound) && !s.IsMonotonic() {
+			continue
+		} else if err != nil {
 			return nil, fmt.Errorf("read entry %d of the %s log: %w", i, kind, err)
 		}
 		s.weigh([]*raft.Log{&e})

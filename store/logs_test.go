@@ -216,6 +216,25 @@ func TestMonotonicIsForwarded(t *testing.T) {
 	})
 }
 
+// A member that takes a copy goes on with its log behind what the copy holds. Raft leaves
+// older entries in a log that lets it, with none between.
+func TestALogThatGoesOnBehindACopySurvivesARestart(t *testing.T) {
+	d := openTestDir(t, filepath.Join(t.TempDir(), "data"))
+	l := openTestLogs(t, d, LogStoreBolt)
+	appendEntries(t, l.Log, 1, 13, 1000)
+	for _, last := range []uint64{448, 449, 600} {
+		appendEntries(t, l.Log, max(448, last-151), last, 200)
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		l = openTestLogs(t, d, LogStoreBolt)
+		wantBounds(t, l, 1, last)
+		if got := l.EntryBytes(); got < 200 || got > 400 {
+			t.Errorf("EntryBytes %d with %d entries behind the copy", got, last-447)
+		}
+	}
+}
+
 func TestEntryBytesFollowsTheEntries(t *testing.T) {
 	bothStores(t, func(t *testing.T, l *Logs, reopen func() *Logs) {
 		near := func(want uint64) {
