@@ -1,12 +1,16 @@
 package http
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
 	"io"
 	nethttp "net/http"
 	"net/http/httptest"
+	"runtime"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -90,32 +94,84 @@ func BenchmarkHandler(b *testing.B) {
 	}
 }
 
-// BenchmarkLoopback is a request over a kept connection, client included.
+// BenchmarkLoopback is a request over a kept connection, as a hot one and as net/http
+// serves it, with a client that costs no more than its system calls.
 func BenchmarkLoopback(b *testing.B) {
-	for _, row := range []struct {
-		name, method string
-		size         int
-	}{{"GetKey", "GET", 0}, {"PutKey", "PUT", 256}} {
-		b.Run(row.name, func(b *testing.B) {
-			_, base := listen(b, newTestServer(b, newInstant()))
-			client := &nethttp.Client{Transport: &nethttp.Transport{MaxIdleConnsPerHost: 64}}
-			value := make([]byte, row.size)
-			b.ReportAllocs()
-			b.RunParallel(func(pb *testing.PB) {
-				for pb.Next() {
-					req, _ := nethttp.NewRequest(row.method, base+"/v1/kv/app/config/key", bytes.NewReader(value))
-					res, err := client.Do(req)
-					if err != nil {
-						b.Error(err)
-						return
-					}
-					_, _ = io.Copy(io.Discard, res.Body)
-					_ = res.Body.Close()
+	for _, row := range []struct{ name, method, target, body string }{
+		{"GetKey", "GET", "/v1/kv/app/config/key?stale", ""},
+		{"PutKey", "PUT", "/v1/kv/app/config/key", strings.Repeat("v", 256)},
+	} {
+		for _, server := range []struct{ name, field string }{{"hot", ""}, {"net-http", "X-Unknown: 1\r\n"}} {
+			b.Run(row.name+"/"+server.name, func(b *testing.B) {
+				l, _ := listen(b, newTestServer(b, newInstant()))
+				request := fmt.Appendf(nil, "%s %s HTTP/1.1\r\nHost: localhost\r\nUser-Agent: bench\r\nAccept: application/json\r\nAccept-Encoding: gzip\r\n%sContent-Length: %d\r\n\r\n%s",
+					row.method, row.target, server.field, len(row.body), row.body)
+				c := dial(b, l)
+				_ = c.SetDeadline(time.Time{})
+				_, _ = c.Write(request)
+				first, err := nethttp.ReadResponse(bufio.NewReader(c), nil)
+				if err != nil {
+					b.Fatal(err)
 				}
+				checkStatus(b, first.StatusCode, 200)
+				_, _ = c.Write(request)
+				reply := make([]byte, 4096) // larger than any
+				size, err := c.Read(reply)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.ReportAllocs()
+				before := processorTime()
+				for b.Loop() {
+					if _, err = c.Write(request); err == nil {
+						_, err = io.ReadFull(c, reply[:size])
+					}
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64((processorTime()-before).Nanoseconds())/float64(b.N), "cpu-ns/op")
 			})
-			client.CloseIdleConnections()
+		}
+	}
+}
+
+// BenchmarkIdle is a connection on which a request was made, and which is kept: its
+// memory, both ends included.
+func BenchmarkIdle(b *testing.B) {
+	for _, server := range []struct{ name, field string }{{"hot", ""}, {"net-http", "X-Unknown: 1\r\n"}} {
+		b.Run(server.name, func(b *testing.B) {
+			l, _ := listen(b, newTestServer(b, newInstant()))
+			request := "GET /v1/kv/app/config/key HTTP/1.1\r\nHost: h\r\n" + server.field + "\r\n"
+			reply := make([]byte, 4096)
+			before := memoryInUse()
+			for b.Loop() {
+				c := dial(b, l)
+				_, _ = io.WriteString(c, request)
+				if _, err := c.Read(reply); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(memoryInUse()-before)/float64(b.N), "bytes/conn")
 		})
 	}
+}
+
+// memoryInUse is that of heap and stacks.
+func memoryInUse() int64 {
+	var m runtime.MemStats
+	for range 3 { // what pools hold is given up, and stacks shrink
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc + m.StackInuse)
+}
+
+// processorTime is what this process has used.
+func processorTime() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // BenchmarkBulk is the taking apart of an upload, in bytes of JSON.

@@ -91,6 +91,9 @@ func (x *exchange) lookAndSleep(t command.Target, led bool, look func() (uint64,
 	if stopping || time.Until(x.pending.over) <= 0 {
 		x.known = 0 // anything is news
 	}
+	if stopping {
+		x.lastOfConn()
+	}
 	if stopping && led && !x.s.knowsLeader() {
 		return false, command.ErrStopping // nobody to be asked for an answer
 	}

@@ -75,7 +75,7 @@ func (x *exchange) body(limit int64, refuse func(sizes string) error) ([]byte, e
 			break
 		}
 		if err != nil {
-			x.w.Header()["Connection"] = []string{"close"}
+			x.lastOfConn()
 			return nil, x.brokenBody(err)
 		}
 		if len(buf)-renewed >= renewEvery {

@@ -349,7 +349,7 @@ func (up *upload) tell(line []byte) error {
 	if _, err := x.w.Write(line); err != nil {
 		return context.Canceled // the client is gone
 	}
-	x.w.Flush()
+	_ = nethttp.NewResponseController(x.w).Flush()
 	return nil
 }
 
@@ -358,9 +358,9 @@ func (up *upload) tell(line []byte) error {
 // or has some to be told of, the error is in the last line.
 func (up *upload) finish(failure error) {
 	if failure != nil && up.done == 0 {
-		up.x.w.Header()["Connection"] = []string{"close"} // the body may not come to its end
+		up.x.lastOfConn() // the body may not come to its end
 		up.x.fail(failure)
-		up.x.w.Flush()
+		_ = nethttp.NewResponseController(up.x.w).Flush()
 		return
 	}
 	b := append(up.line(), `,"Errors":[`...)

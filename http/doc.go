@@ -11,7 +11,8 @@
 // writes have in common is in write.go. One table (errors.go) turns the errors that
 // all layers share into statuses and texts.
 //
-// Reading or writing one key is the hot path: its JSON is written by hand into
-// a pooled buffer, its parameters are parsed without a map, and nothing is
-// logged. Everything else may use encoding/json.
+// Reading or writing one key is the hot path: a loop of its own reads it from the
+// connection (hot.go), its JSON is written by hand into a pooled buffer, its
+// parameters are parsed without a map, and nothing is logged. Everything else comes
+// through net/http and gin, and may use encoding/json.
 package http

@@ -30,7 +30,7 @@ const (
 // buffers: nothing may hold on to one after its handler returned.
 type exchange struct {
 	s     *Server
-	w     gin.ResponseWriter
+	w     replier
 	r     *nethttp.Request
 	start time.Time
 	q     query
@@ -52,6 +52,17 @@ type exchange struct {
 	parked bool
 }
 
+// replier is what a reply goes to. The status of one that was not written yet can be
+// changed.
+type replier interface {
+	nethttp.ResponseWriter
+	// Status is the one set last, 200 when none was.
+	Status() int
+	// Written reports whether the reply has begun; WriteHeaderNow begins it.
+	Written() bool
+	WriteHeaderNow()
+}
+
 var exchanges = sync.Pool{New: func() any {
 	x := &exchange{out: make([]byte, 0, usualBuffer)}
 	x.read.one = x.readOne
@@ -59,31 +70,45 @@ var exchanges = sync.Pool{New: func() any {
 	return x
 }}
 
-// handler makes gin's handler of a route.
-func (s *Server) handler(rt route) gin.HandlerFunc {
+// answerer answers a request, and reports whether the reply is whole: the connection
+// of one that is not must be closed, silently.
+type answerer func(w replier, r *nethttp.Request) (whole bool)
+
+// answerer makes the answerer of a route.
+func (s *Server) answerer(rt route) answerer {
 	observe := s.metrics.route(rt.method, rt.path)
 	base, _ := rt.base()
-	return func(c *gin.Context) {
+	return func(w replier, r *nethttp.Request) (whole bool) {
 		x := exchanges.Get().(*exchange)
-		x.s, x.w, x.r, x.base, x.start = s, c.Writer, c.Request, base, time.Now()
+		x.s, x.w, x.r, x.base, x.start = s, w, r, base, time.Now()
 		s.metrics.inFlight.Add(1)
 		defer func() {
 			s.metrics.inFlight.Add(-1)
 			p := recover()
-			abort := p != nil && !x.survive(p)
+			whole = p == nil || x.survive(p)
 			if !x.parked {
 				observe(x.w.Status(), time.Since(x.start))
 			}
 			x.release()
-			if abort {
-				panic(nethttp.ErrAbortHandler) // net/http closes the connection, silently
-			}
 		}()
 		x.serve(rt)
+		return true
+	}
+}
+
+// handler makes gin's handler of what answers the requests of a route.
+func handler(answer answerer) gin.HandlerFunc {
+	return func(c *gin.Context) {
+		if !answer(c.Writer, c.Request) {
+			panic(nethttp.ErrAbortHandler)
+		}
 	}
 }
 
 func (x *exchange) serve(rt route) {
+	if x.s.stopping.Err() != nil {
+		x.lastOfConn()
+	}
 	if x.r.ContentLength != 0 {
 		// Nobody may keep us waiting for a body, whether it is read or not.
 		x.renewRead(x.s.cfg.BodyTimeout)
@@ -100,6 +125,9 @@ func (x *exchange) serve(rt route) {
 	}
 	rt.handle(x.s, x)
 }
+
+// lastOfConn has the connection closed behind this reply, and the client told.
+func (x *exchange) lastOfConn() { x.w.Header()["Connection"] = []string{"close"} }
 
 // survive answers a request whose handler panicked, and reports whether it
 // could. A reply that was begun can only be cut off, so that nobody takes it

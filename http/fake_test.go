@@ -481,7 +481,7 @@ func (v fakeView) ChangeAt(at command.Position) (command.Change, error) {
 
 // newTestServer returns a server over n that logs to the test.
 func newTestServer(t testing.TB, n Node, change ...func(*Config)) *Server {
-	cfg := Config{Log: hclog.New(&hclog.LoggerOptions{Output: testWriter{t}, Level: hclog.Warn})}
+	cfg := Config{Log: hclog.New(&hclog.LoggerOptions{Output: testWriter{t}, Level: hclog.Warn}), Linger: 1}
 	for _, c := range change {
 		c(&cfg)
 	}

@@ -215,7 +215,7 @@ func (f *feed) send(b []byte) error {
 	if err := f.x.write(b); err != nil {
 		return err
 	}
-	f.x.w.Flush() // what fails ends the request's context
+	_ = nethttp.NewResponseController(f.x.w).Flush() // what fails ends the request's context
 	return nil
 }
 

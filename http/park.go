@@ -25,9 +25,7 @@ var errParked = errors.New("parked")
 // in the few bytes it came in. When there may be news the connection comes back, and
 // the request with it, as if the client had just sent it.
 type parked struct {
-	net.Conn
-	// again is to be read before what the connection brings.
-	again []byte
+	replayed
 	// pending is of the query that was parked, which takes it when it comes back.
 	pending pending
 	// came is called when the query is under way again, or its connection closed.
@@ -46,15 +44,6 @@ func withParked(ctx context.Context, c net.Conn) context.Context {
 		return context.WithValue(ctx, parkedKey{}, p)
 	}
 	return ctx
-}
-
-func (p *parked) Read(b []byte) (int, error) {
-	if len(p.again) == 0 {
-		return p.Conn.Read(b)
-	}
-	n := copy(b, p.again)
-	p.again = p.again[n:]
-	return n, nil
 }
 
 // parkedKey is under which a request's context holds its connection, if that has been
@@ -82,15 +71,18 @@ func (x *exchange) park(changed, leaderless <-chan struct{}, stop func()) bool {
 	if s.stopping.Err() != nil {
 		return false
 	}
-	conn, rw, err := x.w.Hijack()
+	conn, rw, err := nethttp.NewResponseController(x.w).Hijack()
 	if err != nil {
 		return false
 	}
 	next, _ := rw.Reader.Peek(rw.Reader.Buffered()) // of a client that does not wait for its answer
-	p := &parked{Conn: conn, again: append(request(x.r), next...), pending: x.pending, came: sync.OnceFunc(s.coming.Done)}
+	p := &parked{
+		replayed: replayed{Conn: conn, again: append(request(x.r), next...)},
+		pending:  x.pending, came: sync.OnceFunc(s.coming.Done),
+	}
 	s.coming.Add(1)
-	if before, ok := conn.(*parked); ok {
-		p.Conn, p.again = before.Conn, append(p.again, before.again...)
+	if before, ok := conn.(interface{ unread() *replayed }); ok {
+		p.Conn, p.again = before.unread().Conn, append(p.again, before.unread().again...)
 	}
 	x.parked = true
 	s.metrics.inFlight.Add(1)
@@ -155,7 +147,37 @@ func (s *Server) awaitReturned(ctx context.Context) {
 	}
 }
 
-// returned is the listener by which parked connections come back, until it is over.
+// replayed is a connection of which something was read that is to be read again.
+type replayed struct {
+	net.Conn
+	// again is to be read before what the connection brings.
+	again []byte
+}
+
+func (r *replayed) Read(b []byte) (int, error) {
+	if len(r.again) == 0 {
+		return r.Conn.Read(b)
+	}
+	n := copy(b, r.again)
+	if r.again = r.again[n:]; len(r.again) == 0 {
+		r.again = nil
+	}
+	return n, nil
+}
+
+// CloseWrite ends what is sent, where the connection can: net/http does so before it
+// closes one whose client is still sending.
+func (r *replayed) CloseWrite() error {
+	if c, ok := r.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return nil
+}
+
+func (r *replayed) unread() *replayed { return r }
+
+// returned is the listener by which connections come to net/http that were read
+// elsewhere, until it is over.
 type returned struct {
 	conns chan net.Conn
 	over  context.Context

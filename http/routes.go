@@ -14,6 +14,8 @@ type route struct {
 	// params are the query parameters the handler may see.
 	params params
 	handle func(*Server, *exchange)
+	// hot: its requests may be answered without net/http.
+	hot bool
 }
 
 // base is the path before what the request names, with open; the whole path of a
@@ -44,9 +46,9 @@ func routes() []route {
 	changes := reads | set(paramFrom, paramTo, paramLimit)
 	feed := changes | set(paramStream, paramInit)
 	return []route{
-		{method: get, path: "/v1/kv/*key", params: getKey, handle: (*Server).getKey},
-		{method: put, path: "/v1/kv/*key", params: putKey, handle: (*Server).putKey},
-		{method: del, path: "/v1/kv/*key", params: deleteKey, handle: (*Server).deleteKey},
+		{method: get, path: hotPath + "*key", params: getKey, handle: (*Server).getKey, hot: true},
+		{method: put, path: hotPath + "*key", params: putKey, handle: (*Server).putKey, hot: true},
+		{method: del, path: hotPath + "*key", params: deleteKey, handle: (*Server).deleteKey, hot: true},
 
 		{method: put, path: "/v1/txn", params: txn, handle: (*Server).putTxn},
 
@@ -104,14 +106,18 @@ func (s *Server) newEngine() *gin.Engine {
 	e.RedirectFixedPath = false
 	e.HandleMethodNotAllowed = true
 	for _, rt := range routes() {
-		e.Handle(rt.method, rt.path, s.handler(rt))
+		answer := s.answerer(rt)
+		e.Handle(rt.method, rt.path, handler(answer))
+		if rt.hot {
+			s.hot.answer[rt.method] = answer
+		}
 		if base, open := rt.base(); open {
 			rt.path = base
-			e.Handle(rt.method, base, s.handler(rt))
+			e.Handle(rt.method, base, handler(s.answerer(rt)))
 		}
 	}
-	e.NoRoute(s.handler(route{path: "none", handle: (*Server).noRoute}))
-	e.NoMethod(s.handler(route{path: "none", handle: (*Server).noMethod}))
+	e.NoRoute(handler(s.answerer(route{path: "none", handle: (*Server).noRoute})))
+	e.NoMethod(handler(s.answerer(route{path: "none", handle: (*Server).noMethod})))
 	return e
 }
 

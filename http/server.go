@@ -111,6 +111,11 @@ type Config struct {
 	// 2 min by default.
 	IdleTimeout time.Duration
 
+	// Linger is how long a node that stops still takes requests on the connections there
+	// are, each answered with "Connection: close"; 100 ms by default. A request that the
+	// client had sent when the stop began would find its connection closed without.
+	Linger time.Duration
+
 	// SessionTTLMin is the shortest TTL of a session other than none; 10 s by default.
 	// A session is ended after twice its TTL without a renewal, so a short one must
 	// survive what a client may have to wait for a new leader.
@@ -152,6 +157,7 @@ func (c *Config) fill() {
 	fill(&c.BodyTimeout, 30*time.Second)
 	fill(&c.WriteTimeout, 30*time.Second)
 	fill(&c.IdleTimeout, 2*time.Minute)
+	fill(&c.Linger, 100*time.Millisecond)
 	fill(&c.SessionTTLMin, DefaultSessionTTLMin)
 	fill(&c.OnceRetention, DefaultOnceRetention)
 	fill(&c.OnceBytes, DefaultOnceBytes)
@@ -175,6 +181,7 @@ type Server struct {
 	metrics *metrics
 	engine  *gin.Engine
 	server  *nethttp.Server
+	hot     hot
 	feeds   *feedHub
 
 	// stopping is closed when Shutdown begins: uploads end then, and readyz
@@ -182,9 +189,10 @@ type Server struct {
 	stopping   context.Context
 	stop       context.CancelFunc
 	leaderless leaderless
-	// returned brings back the connections of queries that were parked; parking are
-	// the goroutines that hold them. parkable is held to begin one, and to stop.
-	// coming are those that are back and whose requests are not under way yet.
+	// returned brings to net/http the connections that are hot no longer, and those of
+	// queries that were parked. parking are the goroutines that hold the parked;
+	// parkable is held to begin one, and to stop. coming are those that are back and
+	// whose requests are not under way yet.
 	returned returned
 	parkable sync.Mutex
 	parking  sync.WaitGroup
@@ -206,6 +214,7 @@ func New(cfg Config, n Node) *Server {
 	s.returned = newReturned()
 	s.feeds = newFeedHub(s)
 	s.metrics = newMetrics(cfg.Metrics, n)
+	s.hot = hot{answer: map[string]answerer{}, conns: map[*hotConn]struct{}{}}
 	s.engine = s.newEngine()
 	s.server = &nethttp.Server{
 		Handler:           s,
@@ -238,29 +247,43 @@ func (s *Server) Serve(l net.Listener) error {
 		defer close(s.returned.served)
 		_ = s.server.Serve(s.returned) // ends with Shutdown
 	}()
-	if err := s.server.Serve(l); !errors.Is(err, nethttp.ErrServerClosed) {
+	if err := s.server.Serve(hotListener{l, s}); !errors.Is(err, nethttp.ErrServerClosed) {
 		return err
 	}
 	return nil
 }
 
-// Shutdown stops accepting requests and waits for those under way. Blocking queries
-// are answered as things are, uploads end with what was acknowledged so far. When ctx ends first, the remaining
-// requests are abandoned, their connections closed, and ctx's error returned.
+// Shutdown tells clients to go elsewhere with their next request, stops accepting requests
+// after Config.Linger and waits for those under way. Blocking queries are answered as
+// things are, uploads end with what was acknowledged so far. When ctx ends first, the
+// remaining requests are abandoned, their connections closed, and ctx's error returned.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.parkable.Lock()
 	s.stop() // nothing is parked any more
 	s.parkable.Unlock()
 	s.parking.Wait() // what was comes back for its answer
+	s.awaitReturned(ctx)
+	s.linger(ctx) // what has sent no request by now is dropped
+	err := s.endHot(ctx)
 	s.returned.end()
 	if s.serving.Load() {
 		<-s.returned.served
 	}
-	s.awaitReturned(ctx) // net/http drops a request that it has not read by now
-	err := s.server.Shutdown(ctx)
+	if serr := s.server.Shutdown(ctx); err == nil {
+		err = serr
+	}
 	s.abandon()
 	if err != nil {
 		_ = s.server.Close() // the first error tells more
 	}
 	return err
+}
+
+func (s *Server) linger(ctx context.Context) {
+	over := time.NewTimer(s.cfg.Linger)
+	defer over.Stop()
+	select {
+	case <-over.C:
+	case <-ctx.Done():
+	}
 }

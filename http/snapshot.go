@@ -60,7 +60,7 @@ func (s *Server) putSnapshot(x *exchange) {
 		return
 	}
 	if !body.ended && (body.broken || !x.drain()) {
-		x.w.Header()["Connection"] = []string{"close"}
+		x.lastOfConn()
 	}
 	x.fail(err)
 }

@@ -253,3 +253,41 @@ func TestReplyAfterALongWait(t *testing.T) {
 		})
 	}
 }
+
+// A client sends its next request when the node is told to stop, and cannot know.
+func TestARequestThatMeetsTheStopIsAnsweredAndTheClientToldToGo(t *testing.T) {
+	n := newFakeNode()
+	n.apply(&command.Put{Key: "a", Value: []byte("v")})
+	synctest.Test(t, func(t *testing.T) {
+		s, l := newTestServer(t, n, func(cfg *Config) { cfg.Linger = 100 * time.Millisecond }), newPipes()
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(l) }()
+		busy, idle := l.dial(), l.dial()
+		in, unasked := bufio.NewReader(busy), bufio.NewReader(idle)
+		for c, in := range map[net.Conn]*bufio.Reader{busy: in, idle: unasked} {
+			send(c, "GET /v1/kv/a?raw")
+			if res, _ := answerOf(t, in, "GET"); res.Close {
+				t.Error("a connection ends though nobody stops")
+			}
+		}
+		began, down := time.Now(), make(chan error, 1)
+		go func() { down <- s.Shutdown(context.Background()) }()
+		<-s.stopping.Done()
+		synctest.Wait()
+		send(busy, "GET /v1/kv/a?raw")
+		if res, body := answerOf(t, in, "GET"); res.StatusCode != 200 || body != "v" || !res.Close {
+			t.Errorf("%d %q; the client is told to go: %v", res.StatusCode, body, res.Close)
+		}
+		for who, c := range map[string]io.Reader{"the client": in, "who asks for nothing": unasked} {
+			if b, err := io.ReadAll(c); len(b) > 0 || err != nil {
+				t.Errorf("%s got %q more, %v", who, b, err)
+			}
+		}
+		if err := <-down; err != nil || time.Since(began) > time.Second {
+			t.Errorf("stopped after %v: %v", time.Since(began), err)
+		}
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+}
