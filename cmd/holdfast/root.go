@@ -35,7 +35,7 @@ HOLDFAST_DATA_DIR, and so on.`,
 	root.Version = version // for --version
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(explainFlag)
-	root.AddCommand(newAgent(run), newCheck(), newDev(), newKV(), newLock(), newOperator(), newRejoin(), newReplica(), newReplicas(), newSession(), newSites(), newSnapshot(), newStatus(), newTxn(), newVersion())
+	root.AddCommand(newAgent(run), newBench(), newCheck(), newDev(), newKV(), newLock(), newOperator(), newRejoin(), newReplica(), newReplicas(), newSession(), newSites(), newSnapshot(), newStatus(), newTxn(), newVersion())
 	group(root)
 	return root
 }
@@ -156,6 +156,7 @@ func badValue(source, value string, f *pflag.Flag, err error) error {
 	what := map[string]string{
 		"int":      "a whole number",
 		"uint64":   "a whole number from 0 to 18446744073709551615",
+		"float64":  "a number",
 		"bool":     "true or false",
 		"duration": "a duration such as 5s or 2m30s",
 	}[f.Value.Type()]
