@@ -16,7 +16,7 @@ UNIT         = $$(go list ./... | grep -v -e /cluster-tests$$ -e /cluster-tests/
 SEEDS ?= 1000
 SEED  ?= 0
 
-.PHONY: help build dev test unit-test sim-test sim cluster-test jepsen race lint bench bench-store bench-switchover bench-feed bench-watch bench-leader image-context compose-test clean
+.PHONY: help build dev test unit-test sim-test sim cluster-test jepsen race lint bench bench-store bench-switchover bench-feed bench-watch bench-leader bench-peers peers image-context compose-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' Makefile
@@ -30,7 +30,7 @@ dev: build ## a three-site cluster on this machine; Ctrl-C ends it
 test: unit-test sim-test cluster-test ## everything but the compose file; within 15 minutes on two cores
 
 unit-test: ## the packages' own tests
-	go test -timeout 5m $(UNIT)
+	go test -timeout 8m $(UNIT)
 
 sim-test: ## some hundred clusters in virtual time, each with other faults
 	go test -timeout 5m ./cluster-tests/sim
@@ -40,7 +40,7 @@ sim: ## SEEDS clusters in virtual time, from SEED on
 	go test -run '^TestSim' -count 1 -timeout 24h -v ./cluster-tests/sim -seeds $(SEEDS) -seed $(SEED) -length 60s | grep -v -e '^=== ' -e '--- PASS: TestSim/'
 
 cluster-test: ## real processes under kills, cuts and pauses
-	go test -timeout 14m ./cluster-tests
+	go test -timeout 16m ./cluster-tests
 
 HOURS ?= 0
 jepsen: image-context ## every workload under every fault on real processes, in about 40 minutes; HOURS=n goes on with new seeds
@@ -73,8 +73,26 @@ bench-feed: ## how soon streams of changes tell, and what idle ones cost
 bench-watch: ## what waiting clients cost, and how soon they are woken, as tables
 	go test -run '^TestMeasureWatch$$' -count 1 -timeout 30m -v ./cluster-tests -measure
 
-bench-leader: ## how long no write is acknowledged when the leader goes, beside etcd where it is installed
+bench-leader: peers ## how long no write is acknowledged when the leader goes, beside etcd, rqlite and Consul
 	go test -run '^TestMeasureLeader$$' -count 1 -timeout 1h -v ./cluster-tests -measure
+
+# Where the result of bench-peers is put for readers; and flags of TestMeasurePeers.
+DOCS        ?=
+PEERS_FLAGS ?=
+bench-peers: peers ## throughput, latency and processor time beside etcd, rqlite and Consul; DOCS=docs writes them into PERFORMANCE.md
+	go test -run '^TestMeasurePeers$$' -count 1 -timeout 1h -v ./cluster-tests -measure -peers-out $(CURDIR)/bin $(if $(DOCS),-peers-docs $(abspath $(DOCS))) $(PEERS_FLAGS)
+
+peers: ## bin/peers: etcd and rqlite, built from the Go module proxy; Consul is taken from the PATH
+	@for peer in etcd rqlited; do \
+		$(MAKE) --no-print-directory bin/peers/$$peer || echo "$$peer is left out: it cannot be built here"; \
+	done
+
+# Each has a module of its own, so that it is built with the dependencies it was released with.
+bin/peers/etcd: cluster-tests/peers/etcd.mod cluster-tests/peers/etcd.sum
+	go build -modfile $< -o $@ go.etcd.io/etcd/server/v3
+
+bin/peers/rqlited: cluster-tests/peers/rqlite.mod cluster-tests/peers/rqlite.sum # SQLite needs a C compiler
+	CGO_ENABLED=1 go build -modfile $< -o $@ github.com/rqlite/rqlite/v8/cmd/rqlited
 
 image-context: ## bin/image: what `docker build --target prebuilt` packs
 	rm -rf bin/image && mkdir -p bin/image/data

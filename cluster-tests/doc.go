@@ -36,6 +36,10 @@
 //	measure_switchover_test.go how long that holds requests back (make bench-switchover)
 //	measure_store_test.go what the state costs (make bench-store)
 //	measure_watch_test.go what waiting clients cost (make bench-watch)
+//	measure_leader_test.go how long no write is acknowledged when the leader goes (make bench-leader)
+//	measure_peers_test.go the same loads on Holdfast and its peers (make bench-peers)
+//	measure_peers_report_test.go what that came to, as tables and pictures
+//	systems_test.go     clusters of Holdfast, etcd, rqlite and Consul that are measured alike
 //
 // Every scene ends with an inspection: the cut is healed, every node runs, and
 // all must come to one revision with one lineage, without a panic in any log.

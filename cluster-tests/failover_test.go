@@ -15,7 +15,7 @@ var longFlag = flag.Bool("long", false, "let scenes that show that nothing happe
 const bearable = 2 * time.Second
 
 func TestALeaderThatIsKilledOrSilentIsReplacedSoon(t *testing.T) {
-	s := newOwnSystem(t)
+	s := &ownSystem{startCluster(t, voters)}
 	for _, how := range []string{"killed", "paused", "killed", "paused"} {
 		gap, failed := leaderGoes(t, s, how)
 		t.Logf("leader %s: %v without an acknowledged write", how, gap.Round(time.Millisecond))
@@ -28,7 +28,7 @@ func TestALeaderThatIsKilledOrSilentIsReplacedSoon(t *testing.T) {
 // The new process takes the leader's port before anybody has seen that it was free,
 // or after: either way its predecessor leads no more.
 func TestALeaderThatIsRestartedAtOnceIsReplacedSoon(t *testing.T) {
-	s := newOwnSystem(t)
+	s := &ownSystem{startCluster(t, voters)}
 	for range 2 {
 		leader := s.nodes[s.leader()]
 		var others []int

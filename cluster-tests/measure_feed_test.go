@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/holdfast-db/holdfast/internal/bench"
 )
 
 // TestMeasureFeed prints what streams of changes cost, and how soon they tell: make
@@ -90,7 +92,7 @@ func measureBusyFeeds(t *testing.T, r *report) {
 			began := time.Now()
 			for i := range busyWriters {
 				writing.Go(func() {
-					conn, err := dialRaw(c.nodes[i%len(c.nodes)].http)
+					conn, err := bench.Dial(c.nodes[i%len(c.nodes)].http, dialTimeout)
 					if err != nil {
 						fail(err)
 						return
@@ -98,11 +100,11 @@ func measureBusyFeeds(t *testing.T, r *report) {
 					defer conn.Close()
 					for n := i; n < writes; n += busyWriters {
 						time.Sleep(time.Until(began.Add(time.Duration(n) * time.Second / busyWrites)))
-						if _, err := conn.do(putRequest(fmt.Sprintf("busy/%03d", n%busyKeys), fmt.Append(nil, n))); err != nil {
+						if _, err := conn.Do(putRequest(fmt.Sprintf("busy/%03d", n%busyKeys), fmt.Append(nil, n)), time.Time{}); err != nil {
 							fail(err)
 							return
 						}
-						ack := seenChange{conn.index, time.Now()}
+						ack := seenChange{conn.Index, time.Now()}
 						mu.Lock()
 						acks = append(acks, ack)
 						mu.Unlock()

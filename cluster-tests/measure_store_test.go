@@ -23,6 +23,7 @@ import (
 	"github.com/holdfast-db/holdfast/client"
 	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 	"github.com/holdfast-db/holdfast/command"
+	"github.com/holdfast-db/holdfast/internal/bench"
 )
 
 var (
@@ -791,7 +792,7 @@ func answering(t *testing.T, seen func()) string {
 		}
 	})
 	if !eventually(5*time.Second, func() bool {
-		c, err := dialRaw(addr)
+		c, err := bench.Dial(addr, dialTimeout)
 		if err == nil {
 			c.Close()
 		}

@@ -1,22 +1,21 @@
 package clustertests
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"text/tabwriter"
 	"time"
+
+	"github.com/holdfast-db/holdfast/internal/bench"
 )
 
 // What is measured, and for how long.
@@ -28,68 +27,8 @@ const (
 	measureKeys   = 10_000
 )
 
-// rawConn is an HTTP/1.1 client reduced to what load needs: it shares the
-// processors with the cluster, so each instruction of it is taken from what is
-// measured. One request is under way at a time.
-type rawConn struct {
-	net.Conn
-	in    *bufio.Reader
-	index uint64 // of the last answer that had one
-}
-
-func dialRaw(addr string) (*rawConn, error) {
-	conn, err := net.DialTimeout("tcp", addr, 2*time.Second)
-	if err != nil {
-		return nil, err
-	}
-	return &rawConn{Conn: conn, in: bufio.NewReaderSize(conn, 4<<10)}, nil
-}
-
-var (
-	contentLength = []byte("content-length:")
-	consulIndex   = []byte("x-consul-index:")
-	chunked       = []byte("transfer-encoding:")
-)
-
-// do sends a request and reads its answer; the body is dropped.
-func (c *rawConn) do(request []byte) (status int, err error) {
-	if _, err := c.Write(request); err != nil {
-		return 0, err
-	}
-	line, err := c.in.ReadSlice('\n')
-	if err != nil {
-		return 0, err
-	}
-	if len(line) < 12 {
-		return 0, fmt.Errorf("status line %q", line)
-	}
-	if status, err = strconv.Atoi(string(line[9:12])); err != nil {
-		return 0, err
-	}
-	length := 0
-	for {
-		if line, err = c.in.ReadSlice('\n'); err != nil {
-			return 0, err
-		}
-		if len(line) <= 2 {
-			break
-		}
-		switch {
-		case len(line) > len(contentLength) && bytes.EqualFold(line[:len(contentLength)], contentLength):
-			if length, err = strconv.Atoi(string(bytes.TrimSpace(line[len(contentLength):]))); err != nil {
-				return 0, err
-			}
-		case len(line) > len(consulIndex) && bytes.EqualFold(line[:len(consulIndex)], consulIndex):
-			if c.index, err = strconv.ParseUint(string(bytes.TrimSpace(line[len(consulIndex):])), 10, 64); err != nil {
-				return 0, err
-			}
-		case len(line) > len(chunked) && bytes.EqualFold(line[:len(chunked)], chunked):
-			return 0, errors.New("the answer is chunked, which this client does not read")
-		}
-	}
-	_, err = c.in.Discard(length)
-	return status, err
-}
+// dialTimeout is how long a client of what is measured waits for a connection.
+const dialTimeout = 2 * time.Second
 
 // putRequest is the bytes of a PUT; getRequest those of a GET.
 func putRequest(key string, value []byte) []byte {
@@ -117,9 +56,9 @@ func drive(length time.Duration, connections int, nodes []*node, request func(co
 	var measuring, over atomic.Bool
 	took := make([][]time.Duration, connections)
 	failed := make([]error, connections)
-	conns := make([]*rawConn, connections)
+	conns := make([]*bench.Conn, connections)
 	for i := range conns {
-		c, err := dialRaw(nodes[i%len(nodes)].http)
+		c, err := bench.Dial(nodes[i%len(nodes)].http, dialTimeout)
 		if err != nil {
 			return figures{}, err
 		}
@@ -137,7 +76,7 @@ func drive(length time.Duration, connections int, nodes []*node, request func(co
 					return
 				}
 				began := time.Now()
-				status, err := c.do(r)
+				status, err := c.Do(r, time.Time{})
 				if err == nil && status != 200 {
 					err = fmt.Errorf("status %d", status)
 				}
@@ -274,46 +213,3 @@ func measureThroughput(t *testing.T, logStore string, table io.Writer) {
 }
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
-// The load's HTTP client reads answers as Go's own server writes them.
-func TestRawClientReadsAnswers(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		conn, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer conn.Close()
-		in := bufio.NewReader(conn)
-		for _, answer := range []string{
-			"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nX-Consul-Index: 5\r\n\r\ntrue",
-			"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
-			"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
-		} {
-			for { // the request's head
-				line, err := in.ReadString('\n')
-				if err != nil || line == "\r\n" {
-					break
-				}
-			}
-			io.WriteString(conn, answer)
-		}
-	}()
-	c, err := dialRaw(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	for _, want := range []int{200, 404} {
-		if got, err := c.do(getRequest("k", "stale")); err != nil || got != want || c.index != 5 {
-			t.Errorf("got %d, index %d, %v; want %d, 5", got, c.index, err, want)
-		}
-	}
-	if _, err := c.do(getRequest("k", "stale")); err == nil {
-		t.Error("a chunked answer was taken for a short one")
-	}
-}

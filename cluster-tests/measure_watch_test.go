@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/workload"
+	"github.com/holdfast-db/holdfast/internal/bench"
 )
 
 const (
@@ -140,25 +141,25 @@ func measureBusyWatchers(t *testing.T, r *report) {
 			}
 			for i := range all {
 				watch.Go(func() {
-					conn, err := dialRaw(c.nodes[i%len(c.nodes)].http)
+					conn, err := bench.Dial(c.nodes[i%len(c.nodes)].http, dialTimeout)
 					if err != nil {
 						fail(err)
 						return
 					}
 					defer conn.Close()
-					for index := uint64(0); !over.Load(); index = conn.index {
-						if _, err := conn.do(getRequest("busy/", fmt.Sprintf("%s&%s&wait=2s&index=%d", query.watched, query.mode, index))); err != nil {
+					for index := uint64(0); !over.Load(); index = conn.Index {
+						if _, err := conn.Do(getRequest("busy/", fmt.Sprintf("%s&%s&wait=2s&index=%d", query.watched, query.mode, index)), time.Time{}); err != nil {
 							fail(err)
 							return
 						}
-						all[i] = append(all[i], seen{conn.index, time.Now()})
+						all[i] = append(all[i], seen{conn.Index, time.Now()})
 					}
 				})
 			}
 			began := time.Now()
 			for i := range busyWriters {
 				writing.Go(func() {
-					conn, err := dialRaw(c.nodes[i%len(c.nodes)].http)
+					conn, err := bench.Dial(c.nodes[i%len(c.nodes)].http, dialTimeout)
 					if err != nil {
 						fail(err)
 						return
@@ -167,12 +168,12 @@ func measureBusyWatchers(t *testing.T, r *report) {
 					for n := i; n < busyWrites*int(busyTime/time.Second); n += busyWriters {
 						time.Sleep(time.Until(began.Add(time.Duration(n) * time.Second / busyWrites)))
 						at := time.Now()
-						if _, err := conn.do(putRequest(fmt.Sprintf("busy/%03d", n%busyKeys), fmt.Append(nil, n))); err != nil {
+						if _, err := conn.Do(putRequest(fmt.Sprintf("busy/%03d", n%busyKeys), fmt.Append(nil, n)), time.Time{}); err != nil {
 							fail(err)
 							return
 						}
 						mu.Lock()
-						sent = append(sent, seen{conn.index, at})
+						sent = append(sent, seen{conn.Index, at})
 						mu.Unlock()
 					}
 				})

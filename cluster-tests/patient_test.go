@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/workload"
+	"github.com/holdfast-db/holdfast/internal/bench"
 )
 
 // patients are clients of which no request may fail, whoever leads: at each node
@@ -80,15 +81,14 @@ func (p *patient) work(over *atomic.Bool) {
 			time.Sleep(5 * time.Millisecond)
 			continue
 		}
-		conn, err := dialRaw(p.node.http)
+		conn, err := bench.Dial(p.node.http, dialTimeout)
 		if err != nil {
 			p.lost(fmt.Sprintf("no connection: %v", err), false)
 			continue
 		}
 		for i := 0; !over.Load(); i++ {
 			leaving, began := p.away.Load(), time.Now()
-			conn.SetDeadline(began.Add(workload.Patience))
-			status, err := conn.do(p.request(i, conn.index))
+			status, err := conn.Do(p.request(i, conn.Index), began.Add(workload.Patience))
 			if err != nil {
 				p.lost(err.Error(), !leaving)
 				break
