@@ -119,18 +119,8 @@ func (c *cluster) serves(w *traffic) {
 	}
 }
 
-// suspendedLeader suspends the leader for so long that another takes its place.
-func suspendedLeader(c *cluster, w *traffic) {
-	leader := c.waitLeader()
-	c.suspend(leader)
-	c.waitLeader(without(c.voters(), leader)...)
-	w.awaitWrites(100)
-	answered := w.crowd(leader)
-	w.awaitWrites(20)
-	c.resume(leader)
-	answered()
-	w.awaitReads(leader, 20)
-}
+// suspendedLeader puts the host of the leader to sleep for as long.
+var suspendedLeader = frozenLeader((*cluster).suspend, 100)
 
 // suspendedLearner suspends a copy, which others ask as it wakes.
 func suspendedLearner(c *cluster, w *traffic) {

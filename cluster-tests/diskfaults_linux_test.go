@@ -7,15 +7,16 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/fault"
+	"github.com/holdfast-db/holdfast/cluster-tests/workload"
 	"github.com/holdfast-db/holdfast/command"
 	"github.com/holdfast-db/holdfast/internal/faultfs"
 )
@@ -49,23 +50,12 @@ func onDisks(volumes testing.TB, specs []spec) (*disks, option) {
 
 // Sicken implements fault.Disks.
 func (d *disks) Sicken(_ context.Context, name string, ill fault.Illness) error {
-	disk := d.byName[name]
-	f := faultfs.Fault{At: disk.Ops() + 1, Forever: true}
-	switch {
-	case ill.NoSpace:
-		f.Err = syscall.ENOSPC
-	case ill.FailsOneSync:
-		f.Only, f.Forever = faultfs.Fsync, false
-	case ill.Tears:
-		f.Only, f.Forever, f.Torn = faultfs.Write, false, 1
-	case ill.Hangs:
-		f.Hang = true
-	case ill.Delay > 0:
-		f.Delay = ill.Delay
-	}
-	disk.Fail(f)
+	ill.Befall(d.byName[name])
 	return nil
 }
+
+// MayHang implements fault.Disks.
+func (d *disks) MayHang() bool { return true }
 
 // Cure implements fault.Disks.
 func (d *disks) Cure(_ context.Context, names ...string) error {
@@ -77,7 +67,10 @@ func (d *disks) Cure(_ context.Context, names ...string) error {
 	return nil
 }
 
-// LosePower implements fault.Disks.
+// OwnDisks implements fault.Power.
+func (d *disks) OwnDisks() bool { return true }
+
+// LosePower implements fault.Power.
 func (d *disks) LosePower(_ context.Context, seed uint64, names ...string) error {
 	for _, name := range names {
 		d.byName[name].Release() // what hangs in the kernel cannot be killed
@@ -177,6 +170,12 @@ func (s *onSickDisks) powerOn(nodes ...*node) {
 func (s *onSickDisks) comesBack(n *node) (refused bool) {
 	s.t.Helper()
 	s.start(n)
+	return s.settles(n)
+}
+
+// settles is comesBack for a node that was started.
+func (s *onSickDisks) settles(n *node) (refused bool) {
+	s.t.Helper()
 	s.wait(40*time.Second, n.name+" is ready, or takes no part", func() bool {
 		if ok, _ := n.ready(); ok {
 			return true
@@ -192,8 +191,14 @@ func (s *onSickDisks) comesBack(n *node) (refused bool) {
 
 // takesNoPart says that a node has ended, or serves what it has and nothing else.
 func (s *onSickDisks) takesNoPart(n *node) bool {
-	st, ok := n.status()
-	return !n.running() || ok && st.Status == "failed"
+	if !n.running() {
+		return true
+	}
+	if st, ok := n.status(); !ok || st.Status != "failed" {
+		return false
+	}
+	ok, why := n.ready()
+	return !ok && why != "" && why != "node is stopping" // then it has ended in a moment
 }
 
 // entersAnew looks at why a node takes no part, and does what the manual says then.
@@ -373,17 +378,20 @@ var diskFaults = []diskFault{
 		s.wait(20*time.Second, n.name+" is refused", func() bool { return s.takesNoPart(n) })
 		s.entersAnew(n)
 	}},
-	{"a rolled-back disk, and nobody else who has its entries", "it is refused by who knows no more than that it had started once more", false, func(s *onSickDisks) {
+	{"a rolled-back disk, and nobody else who has its entries", "it is refused by who knows no more than that it had started once more", true, func(s *onSickDisks) {
 		old := filepath.Join(s.t.TempDir(), "old")
 		n := without(s.voters(), s.waitLeader())[0]
 		s.kill(n)
 		s.strike(n.name+" is saved", fault.Save(n.data, old))
 		s.start(n)
 		s.waitReady(n)
-		s.w.awaitWrites(50)
-		s.onTwoWith(n, func(n *node) {
+		s.meetsAll(n)
+		refused := s.onTwoWith(n, func(n *node) {
 			s.strike(n.name+" is rolled back", fault.RollBack(n.data, old))
 		})
+		if !refused {
+			s.t.Errorf("%s takes part with less than it had acknowledged", n)
+		}
 	}},
 	{"power lost by one, while others are frozen or cut off", "whoever leads then has all that was acknowledged", true, func(s *onSickDisks) {
 		for round := range 4 {
@@ -436,14 +444,42 @@ func (s *onSickDisks) waitSeen(n *node) {
 	})
 }
 
+// meetsAll has a voter lead until each other one has a write of its: so all know of its
+// present start, which those who have not met it since could not.
+func (s *onSickDisks) meetsAll(n *node) {
+	s.t.Helper()
+	s.waitHealthy(n)
+	s.wait(20*time.Second, n.name+" leads", func() bool {
+		if s.waitLeader() == n {
+			return true
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), workload.Patience)
+		defer cancel()
+		_, _, _, _ = call(ctx, n, http.MethodPost, "/v1/operator/raft/transfer-leader?id="+n.name, nil) // a busy machine may have to be asked again
+		return false
+	})
+	s.w.awaitWrites(50)
+	now, ok := n.status()
+	if !ok {
+		s.t.Fatalf("%s does not say where it is", n)
+	}
+	for _, other := range without(s.voters(), n) {
+		s.wait(10*time.Second, fmt.Sprintf("%s has what %s wrote", other, n), func() bool {
+			st, ok := other.status()
+			return ok && st.Applied >= now.Applied
+		})
+	}
+}
+
 // onTwo has a write acknowledged by the leader and one other voter alone, strikes that
 // one, and brings it back together with the third. They must not lead without the write.
+// When the leader is back as well, the node comes back or refuses.
 func (s *onSickDisks) onTwo(strike func(*node)) {
 	s.t.Helper()
 	s.onTwoWith(without(s.voters(), s.waitLeader())[s.r.IntN(2)], strike)
 }
 
-func (s *onSickDisks) onTwoWith(n *node, strike func(*node)) {
+func (s *onSickDisks) onTwoWith(n *node, strike func(*node)) (refused bool) {
 	s.t.Helper()
 	leader := s.waitLeader()
 	if leader == n {
@@ -460,16 +496,14 @@ func (s *onSickDisks) onTwoWith(n *node, strike func(*node)) {
 	strike(n)
 	s.heal()
 	s.start(n)
-	var refused bool
 	eventually(4*time.Second, func() bool {
-		refused = s.takesNoPart(n)
 		st, ok := third.status()
-		return refused || ok && st.Mode == "leader"
+		return s.takesNoPart(n) || ok && st.Mode == "leader"
 	})
 	s.start(leader)
-	if refused {
-		s.entersAnew(n)
-	}
+	s.waitReady(leader)
+	s.waitReady(third) // with what it missed, of which n may only now find that it is harmed
+	return s.settles(n)
 }
 
 // diskSites is the cluster of these scenes.

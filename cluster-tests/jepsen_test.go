@@ -159,7 +159,7 @@ func hands(seed uint64, faults []fault.Fault) [][]fault.Fault {
 }
 
 func needsDisks(f fault.Fault) bool {
-	return slices.ContainsFunc(f.Needs, func(a *fault.Ability) bool { return a.Name == "disks" })
+	return slices.ContainsFunc(f.Needs, func(a *fault.Ability) bool { return a.Name == "disks" || a.Name == "loss of power" })
 }
 
 // round is one cluster under faults.

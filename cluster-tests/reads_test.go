@@ -13,17 +13,7 @@ import (
 
 // What makes a leader believe that it still is one while others write.
 var (
-	pausedLeader = scene{"leader paused for longer than its lease: when it wakes it answers nothing stale to those who wait for it", func(c *cluster, w *traffic) {
-		leader := c.waitLeader()
-		c.pause(leader)
-		c.waitLeader(without(c.voters(), leader)...)
-		w.awaitWrites(200)
-		waiting := w.crowd(leader)
-		w.awaitWrites(50)
-		c.resume(leader)
-		waiting()
-		w.awaitReads(leader, 20)
-	}}
+	pausedLeader = scene{"leader paused for longer than its lease: when it wakes it answers nothing stale to those who wait for it", frozenLeader((*cluster).pause, 200)}
 
 	leaderAndLearner = scene{"leader paused and cut off together with a learner: neither answers anything stale to those who wait", func(c *cluster, w *traffic) {
 		// The learner answers the leader's heartbeats, which the library takes for the
@@ -69,6 +59,22 @@ var (
 		}
 	}}
 )
+
+// frozenLeader freezes the leader for so long that another takes its place and some
+// writes are acknowledged, and has it asked before it wakes.
+func frozenLeader(freeze func(*cluster, *node), writes int64) func(*cluster, *traffic) {
+	return func(c *cluster, w *traffic) {
+		leader := c.waitLeader()
+		freeze(c, leader)
+		c.waitLeader(without(c.voters(), leader)...)
+		w.awaitWrites(writes)
+		answered := w.crowd(leader)
+		w.awaitWrites(writes / 4)
+		c.resume(leader)
+		answered()
+		w.awaitReads(leader, 20)
+	}
+}
 
 // crowdSize is how many reads come at once.
 const crowdSize = 24

@@ -68,7 +68,7 @@ func (h *diskHosts) ill(until time.Time, names ...string) {
 	}
 }
 
-// LosePower implements fault.Disks.
+// LosePower implements fault.Power.
 func (h *diskHosts) LosePower(ctx context.Context, seed uint64, names ...string) error {
 	err := h.disks.LosePower(ctx, seed, names...)
 	for _, name := range names {

@@ -32,6 +32,12 @@ func Together(name, what string, faults ...Fault) Fault {
 	return f
 }
 
+// in is the fault as one of that group.
+func (f Fault) in(group string) Fault {
+	f.Group = group
+	return f
+}
+
 // beside is a fault with another one at the same time, drawn from those that act at
 // once; the fault itself where none goes with it.
 func beside(f Fault, faults []Fault, rng *rand.Rand) Fault {
@@ -92,7 +98,6 @@ func killAllBehind(shape Shape) Fault {
 		if err := s.Kill(ctx, names...); err != nil {
 			return err
 		}
-		s.Says("cut %s", describe(pairs))
 		if _, err := s.Cut(ctx, pairs); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package fault
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,21 +14,18 @@ import (
 	"time"
 )
 
-// Disks is the ability of a target whose members' data lies on disks of their own,
-// which fail, lose power and hold something else than was written, as asked for.
-//
-// A loss of power is judged as the strictest reading of POSIX allows: what was synced
-// is there, of the rest any part may be.
+// Disks is the ability of a target whose members' disks also fail, and hold something
+// else than was written, as asked for.
 type Disks interface {
+	Power
 	// Sicken makes a member's disk ill from its next operation on, in place of the
 	// illness before.
 	Sicken(ctx context.Context, name string, ill Illness) error
 	// Cure ends the illness of members' disks; without a name, of all. What it has
 	// destroyed stays so.
 	Cure(ctx context.Context, names ...string) error
-	// LosePower ends the members' processes at once. On their disks is what was synced
-	// and, of all else, what seed chooses: nothing with 0. They run again with Start.
-	LosePower(ctx context.Context, seed uint64, names ...string) error
+	// MayHang says whether a disk can be made to hang.
+	MayHang() bool
 	// Folder is where a member's data lies now, for Harm, Wipe, Save and RollBack.
 	Folder(name string) string
 }
@@ -63,10 +61,25 @@ var Illnesses = []Illness{
 	{Name: "slow", Delay: 120 * time.Millisecond},
 }
 
-var disks = can("disks", func(ctx context.Context, d Disks) error { return d.Cure(ctx) })
+var disks = &Ability{
+	Name: "disks",
+	Has:  func(t Target) bool { d, ok := t.(Disks); return ok && d.OwnDisks() },
+	Heal: func(ctx context.Context, t Target) error { return t.(Disks).Cure(ctx) },
+}
+
+var hangingDisks = &Ability{
+	Name: "disks that hang",
+	Has:  func(t Target) bool { return disks.Has(t) && t.(Disks).MayHang() },
+}
 
 func diskFault(name, what string, least, most time.Duration, act func(context.Context, *Scene) error) Fault {
 	return Fault{Name: name, What: what, Group: "disks", Needs: []*Ability{disks}, Least: least, Most: most, Act: act}
+}
+
+// needing is the fault on targets that have one more ability.
+func (f Fault) needing(a *Ability) Fault {
+	f.Needs = append(f.Needs, a)
+	return f
 }
 
 // diskFaults are those that leave a member able to go on, at the latest when it is
@@ -78,24 +91,9 @@ var diskFaults = []Fault{
 	diskFault("disk-fails-follower", "a voter's disk fails", time.Second, 4*time.Second, sickened(any1(voter), Illness{Fails: true, Final: true})),
 	diskFault("disk-sync-fails", "one sync of the leader's disk fails", time.Second, 3*time.Second, sickened(theLeader, Illness{FailsOneSync: true, Final: true})),
 	diskFault("disk-tears", "one write of the leader's disk is cut short", time.Second, 3*time.Second, sickened(theLeader, Illness{Tears: true, Final: true})),
-	diskFault("disk-hangs", "the leader's disk hangs", time.Second, 5*time.Second, sickened(theLeader, Illness{Hangs: true})),
-	diskFault("disk-hangs-follower", "a voter's disk hangs", time.Second, 5*time.Second, sickened(any1(voter), Illness{Hangs: true})),
+	diskFault("disk-hangs", "the leader's disk hangs", time.Second, 5*time.Second, sickened(theLeader, Illness{Hangs: true})).needing(hangingDisks),
+	diskFault("disk-hangs-follower", "a voter's disk hangs", time.Second, 5*time.Second, sickened(any1(voter), Illness{Hangs: true})).needing(hangingDisks),
 	diskFault("disk-slow", "the leader's disk is slow", time.Second, 5*time.Second, sickened(theLeader, Illness{Delay: 120 * time.Millisecond})),
-	diskFault("power-loss-leader", "the leader loses power", 0, 3*time.Second, powerLost(theLeader)),
-	diskFault("power-loss-one", "a member loses power", 0, 3*time.Second, powerLost(any1(anyone))),
-	diskFault("power-loss-minority", "fewer than half of the voters lose power at once", 0, 3*time.Second, powerLost(aMinority)),
-	diskFault("power-loss-majority", "most voters lose power at once", 0, 3*time.Second, powerLost(aMajority)),
-	diskFault("power-loss-all", "all lose power at once", 0, 2*time.Second, powerLost(all)),
-	onDisks(Together("power-loss-leader-while-follower-frozen", "the leader loses power while a follower is frozen",
-		process("", "", 0, 5*time.Second, paused(any1(voter))), diskFault("", "", time.Second, 5*time.Second, powerLost(theLeader)))),
-	onDisks(Together("power-loss-behind-cut", "a voter loses power while the leader is cut off",
-		named(partitionFaults, "isolate-leader"), diskFault("", "", time.Second, 5*time.Second, powerLost(any1(voter))))),
-}
-
-// onDisks puts a composed fault among those of disks.
-func onDisks(f Fault) Fault {
-	f.Group = "disks"
-	return f
 }
 
 // sickened makes disks ill for as long as the fault acts. Whose process then stores
@@ -120,24 +118,6 @@ func sickened(who whom, ill Illness) func(context.Context, *Scene) error {
 		}
 		s.Says("sick disks of %s", strings.Join(names, " "))
 		return nil
-	}
-}
-
-// powerLost takes the power from members, and gives it back when the fault is over. One
-// time in four nothing is left but what was synced.
-func powerLost(who whom) func(context.Context, *Scene) error {
-	return func(ctx context.Context, s *Scene) error {
-		names, err := who(ctx, s)
-		if err != nil {
-			return err
-		}
-		seed := uint64(0)
-		if s.Rand.IntN(4) > 0 {
-			seed = 1 + s.Rand.Uint64N(1<<32)
-		}
-		s.Says("power lost by %s, seed %d", strings.Join(names, " "), seed)
-		s.Undo(func(ctx context.Context) error { return s.Target.Start(ctx, names...) })
-		return s.Target.(Disks).LosePower(ctx, seed, names...)
 	}
 }
 
@@ -188,27 +168,29 @@ func (p Part) file(dir string) (string, error) {
 	return found, nil
 }
 
+// read is that file and what it has. One of nothing but zeros, space taken in advance, is
+// as good as none.
+func (p Part) read(dir string) (name string, b []byte, err error) {
+	if name, err = p.file(dir); err != nil {
+		return "", nil, err
+	}
+	if b, err = os.ReadFile(name); err == nil && written(b) == 0 {
+		err = fmt.Errorf("%s: %w", name, ErrNothingThere)
+	}
+	return name, b, err
+}
+
+// written is how long a file is without the zeros at its end.
+func written(b []byte) int { return len(bytes.TrimRight(b, "\x00")) }
+
 // Flip changes one bit of a part. The bit is a random one among the bytes that are not
 // zero, so that it is one that was written. It says which one it was.
 func Flip(dir string, p Part, r *rand.Rand) (string, error) {
-	name, err := p.file(dir)
+	name, b, err := p.read(dir)
 	if err != nil {
 		return "", err
 	}
-	b, err := os.ReadFile(name)
-	if err != nil {
-		return "", err
-	}
-	written := 0
-	for _, c := range b {
-		if c != 0 {
-			written++
-		}
-	}
-	if written == 0 {
-		return "", fmt.Errorf("%s: %w", name, ErrNothingThere)
-	}
-	at, left := 0, r.IntN(written)
+	at, left := 0, r.IntN(len(b)-bytes.Count(b, []byte{0}))
 	for ; b[at] == 0 || left > 0; at++ {
 		if b[at] != 0 {
 			left--
@@ -231,25 +213,14 @@ func FlipAt(name string, at int64, bits byte) (string, error) {
 	return fmt.Sprintf("bits %08b of byte %d of %s", bits, at, filepath.Base(name)), errors.Join(err, f.Close())
 }
 
-// Truncate cuts a part's file off at a random length below its own. What is nothing but
-// zeros, space taken in advance, does not count.
+// Truncate cuts a part's file off at a random length below its own, not counting zeros at
+// its end.
 func Truncate(dir string, p Part, r *rand.Rand) (string, error) {
-	name, err := p.file(dir)
+	name, b, err := p.read(dir)
 	if err != nil {
 		return "", err
 	}
-	b, err := os.ReadFile(name)
-	if err != nil {
-		return "", err
-	}
-	end := len(b)
-	for end > 0 && b[end-1] == 0 {
-		end--
-	}
-	if end == 0 {
-		return "", fmt.Errorf("%s: %w", name, ErrNothingThere)
-	}
-	to := r.IntN(end)
+	to := r.IntN(written(b))
 	return fmt.Sprintf("%s cut from %d to %d bytes", filepath.Base(name), len(b), to), os.Truncate(name, int64(to))
 }
 

@@ -14,7 +14,8 @@
 //	processes.go  kills, pauses, restarts
 //	moments.go    kills and cuts in the middle of a copy, a compaction, a hand-over
 //	members.go    removal, return, another address, another log store, a restore
-//	disks.go      disks that fail, lose power, and hold what nobody wrote
+//	disks.go      disks that fail, and hold what nobody wrote
+//	power.go      machines that lose power, and what was not synced with it
 //	composed.go   several at once
 //
 // Time is used only through package time and contexts, and chance only through
@@ -85,7 +86,7 @@ type Ability struct {
 }
 
 // abilities are all optional interfaces.
-var abilities = []*Ability{lines, clocks, moments, memberships, logStores, snapshots, transfers, disks}
+var abilities = []*Ability{lines, clocks, moments, memberships, logStores, snapshots, transfers, disks, power}
 
 // can makes the ability of a target to be an I.
 func can[I any](name string, heal func(context.Context, I) error) *Ability {
@@ -136,7 +137,7 @@ func (f Fault) Fits(t Target) error {
 
 // All are all faults.
 func All() []Fault {
-	return slices.Concat(partitionFaults, lineFaults, clockFaults, processFaults, momentFaults, memberFaults, diskFaults, composedFaults)
+	return slices.Concat(partitionFaults, lineFaults, clockFaults, processFaults, momentFaults, memberFaults, diskFaults, powerFaults, composedFaults)
 }
 
 // Groups are the kinds of faults, in the order of All.

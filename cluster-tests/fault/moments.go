@@ -55,9 +55,7 @@ func hits(m Moment, of func(Member) bool) []Fault {
 			return killed(theLeader)(ctx, s)
 		}},
 		{"cut-in-", "the member is cut off in the middle of a ", func(ctx context.Context, s *Scene, name string) error {
-			pairs := apart(s.Target.Members(), only(name))
-			s.Says("cut %s", describe(pairs))
-			_, err := s.Cut(ctx, pairs)
+			_, err := s.Cut(ctx, apart(s.Target.Members(), only(name)))
 			return err
 		}},
 		{"pause-in-", "the member is frozen in the middle of a ", func(ctx context.Context, s *Scene, name string) error {

@@ -27,7 +27,6 @@ func (s *Scene) cutShape(ctx context.Context, shape Shape) (heal func(context.Co
 	if len(pairs) == 0 {
 		return nil, fmt.Errorf("%w: the shape cuts nobody off", ErrMissed)
 	}
-	s.Says("cut %s", describe(pairs))
 	return s.Cut(ctx, pairs)
 }
 

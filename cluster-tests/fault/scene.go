@@ -130,6 +130,7 @@ func (s *Scene) leader(ctx context.Context) string {
 // Cut blocks pairs beside what this fault blocks already, and returns what
 // takes just them back. That happens at the latest when the fault is over.
 func (s *Scene) Cut(ctx context.Context, pairs []Pair) (heal func(context.Context) error, err error) {
+	s.Says("cut %s", describe(pairs))
 	i := len(s.cuts)
 	s.cuts = append(s.cuts, pairs)
 	heal = func(ctx context.Context) error {

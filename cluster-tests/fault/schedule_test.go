@@ -184,6 +184,10 @@ func (p *paper) Cure(ctx context.Context, names ...string) error {
 	return p.set(ctx, "cure", p.sick, false, names...)
 }
 
+func (p *paper) OwnDisks() bool { return true }
+
+func (p *paper) MayHang() bool { return true }
+
 func (p *paper) LosePower(ctx context.Context, _ uint64, names ...string) error {
 	return p.set(ctx, "lose power", p.down, true, names...)
 }

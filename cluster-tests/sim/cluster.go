@@ -35,12 +35,14 @@ func at(host string, port int) string { return net.JoinHostPort(host, strconv.It
 
 // member is one node of the cluster, with the machine it stands on.
 type member struct {
-	Name, Site string
-	Voter      bool
+	Name, Site   string
+	Voter, Spare bool
 
 	host  *host
 	clock *clock
 	hw    hardware
+	ill   atomic.Bool  // its disk is: the process may end for that
+	late  atomic.Int64 // nanoseconds that each sync takes longer
 	cfg   agent.Config
 	log   *os.File
 	// images counts the directories the node has had: a kill moves it to a copy.
@@ -80,9 +82,17 @@ type Cluster struct {
 	net     *network
 	members []*member
 	clients *process
-	api     *http.Client
+	api     *http.Client // of the workloads
+	// orders go on connections of their own: one that is kept may have died with its
+	// member, and an order is not sent twice.
+	orders *http.Client
 	// disks, when set, are what the members' data lies on; else it lies in dir.
 	disks *disks
+	// archivist, when set, makes and restores archives: who judges those of its own
+	// has to know of these, too.
+	archivist *workload.Archivist
+	// forgets, when set, is told of a member that may come back with less than it has told.
+	forgets func(name string)
 	// ghosts are runs that were killed and have not noticed yet.
 	ghosts []*run
 	// died gets the news of a node that ended by itself.
@@ -94,6 +104,12 @@ type plan struct {
 	dir      string
 	seed     uint64
 	voters   int
+	spare    bool // there is one
+	logStore string
+	// shortLog: little of the log is kept, so that members catch up by copies, which take
+	// their time; shortHistory: history is soon dropped.
+	shortLog, shortHistory bool
+
 	sites    map[string]int // remote sites, and how many learners stand there
 	lines    func(a, b *host) line
 	hardware func(name string) hardware
@@ -108,6 +124,9 @@ func (p *plan) members() []*member {
 	for i := range p.voters {
 		members = append(members, &member{Name: fmt.Sprintf("n%d", i+1), Site: home, Voter: true})
 	}
+	if p.spare {
+		members = append(members, &member{Name: "s1", Site: home, Spare: true})
+	}
 	for _, site := range slices.Sorted(maps.Keys(p.sites)) {
 		for i := range p.sites[site] {
 			members = append(members, &member{Name: fmt.Sprintf("%c%d", site[0], i+1), Site: site})
@@ -119,10 +138,11 @@ func (p *plan) members() []*member {
 func newCluster(p plan) (*Cluster, error) {
 	c := &Cluster{dir: p.dir, seed: p.seed, disks: p.disks, net: newNetwork(p.seed, p.lines), died: make(chan string, 64)}
 	c.clients = c.net.addHost("clients", "").begin()
+	dial := func(ctx context.Context, _, addr string) (net.Conn, error) { return c.clients.dial(ctx, addr) }
 	c.api = &http.Client{Transport: &http.Transport{
-		DialContext:         func(ctx context.Context, _, addr string) (net.Conn, error) { return c.clients.dial(ctx, addr) },
-		MaxIdleConnsPerHost: 64, IdleConnTimeout: 30 * time.Second, DisableCompression: true,
+		DialContext: dial, MaxIdleConnsPerHost: 64, IdleConnTimeout: 30 * time.Second, DisableCompression: true,
 	}}
+	c.orders = &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true, DisableCompression: true}}
 	c.members = p.members()
 	var voters []string
 	for _, m := range c.members[:p.voters] {
@@ -133,10 +153,10 @@ func newCluster(p plan) (*Cluster, error) {
 		m.clock = newClock()
 		m.hw = p.hardware(m.Name)
 		m.cfg = agent.Config{
-			Node: m.Name, Site: m.Site, Home: m.Voter, Role: command.RoleLearner,
+			Node: m.Name, Site: m.Site, Home: m.Site == home, Role: command.RoleLearner,
 			HTTP: at(m.Name, httpPort), Raft: at(m.Name, nodePort),
 			AdvertiseHTTP: at(m.Name, httpPort), AdvertiseRaft: at(m.Name, nodePort),
-			Join: voters, Datacenter: "dc1", LogStore: store.LogStoreWAL, RaftMultiplier: 1, LeaderHoldOff: 30 * time.Second,
+			Join: voters, Datacenter: "dc1", LogStore: p.logStore, RaftMultiplier: 1, LeaderHoldOff: 30 * time.Second,
 			MaxValue: command.DefaultMaxValue, History: command.Retention{Age: time.Hour, Changes: 1_000_000, Bytes: 1 << 30},
 			SessionTTLMin: time.Second, OnceRetention: 15 * time.Minute, OnceBytes: 64 << 20,
 			LogRetention: 512 << 20, LogOutage: 24 * time.Hour,
@@ -148,6 +168,9 @@ func newCluster(p plan) (*Cluster, error) {
 		}
 		if p.disks != nil {
 			m.cfg.DataDir = p.disks.folder(m.Name)
+		}
+		if m.Spare {
+			m.cfg.Role = command.RoleSpare
 		}
 		if m.Voter {
 			m.cfg.Role = command.RoleVoter
@@ -176,8 +199,8 @@ func (c *Cluster) start(m *member) {
 	fmt.Fprintf(m.log, "---- %v start in %s\n", time.Now().UTC().Format(time.TimeOnly), filepath.Base(cfg.DataDir))
 	go func() {
 		defer close(r.ended)
-		r.err = agent.Run(ctx, cfg, agent.Host{Listen: r.process.listen, Dial: r.process.dial, Clock: m.clock, Parts: slow(r.process, m.hw, c.seed^uint64(m.images)), Log: m.log})
-		if ctx.Err() == nil && !r.over.Load() {
+		r.err = agent.Run(ctx, cfg, agent.Host{Listen: r.process.listen, Dial: r.process.dial, Clock: m.clock, Parts: slow(r.process, m.hw, &m.late, c.seed^uint64(m.images)), Log: m.log})
+		if ctx.Err() == nil && !r.over.Load() && !m.ill.Load() {
 			c.died <- fmt.Sprintf("%s ended by itself: %v", m.Name, r.err)
 		}
 	}()
@@ -197,12 +220,6 @@ func (c *Cluster) stop(m *member) error {
 	m.run = nil
 	m.host.kill() // a connection may outlive the node, but not its process
 	return r.err
-}
-
-// LosePower takes the power of machines. On their disks is what was synced and, of all
-// else, what seed chooses: nothing with 0.
-func (c *Cluster) LosePower(_ context.Context, seed uint64, names ...string) error {
-	return c.end(true, c.named(names), func(m *member) (string, error) { return c.disks.losePower(m.Name, seed), nil })
 }
 
 // kill ends processes at once, as kill -9 does. What they have given to the system at
@@ -293,9 +310,14 @@ func (c *Cluster) close() error {
 func (c *Cluster) nodes() []*workload.Node {
 	var nodes []*workload.Node
 	for _, m := range c.members {
-		nodes = append(nodes, &workload.Node{Name: m.Name, Site: m.Site, Voter: m.Voter, URL: "http://" + m.cfg.AdvertiseHTTP, Client: c.api})
+		nodes = append(nodes, c.client(m))
 	}
 	return nodes
+}
+
+// client is a member as a workload sees it.
+func (c *Cluster) client(m *member) *workload.Node {
+	return &workload.Node{Name: m.Name, Site: m.Site, Voter: m.Voter, URL: "http://" + m.cfg.AdvertiseHTTP, Client: c.api}
 }
 
 // level waits until all nodes hold the same, within so much time; died is why they

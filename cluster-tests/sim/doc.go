@@ -8,10 +8,10 @@
 //	conn.go     connections as TCP shows them, in virtual time
 //	slow.go     machines whose disks take their time, and that lag behind
 //	image.go    what a killed process leaves on disk
-//	power_linux.go
-//	            the same after a loss of power, and the faults that cause one
+//	disks.go    disks that know what was synced, lose power, and fail
 //	cluster.go  a cluster: start, stop, kill, level
 //	target.go   the same as a target of package fault
+//	moments.go  members in the middle of a copy, a compaction, a hand-over
 //	run.go      a seed: the cluster, clients and faults it makes, and what came of them
 //	sim_test.go, planted_test.go
 //	            the seeds that are run (make sim SEEDS=n), and the bugs that some have to find

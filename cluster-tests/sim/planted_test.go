@@ -20,8 +20,8 @@ type plantedBug struct {
 	// kinds are the anomalies of the workload that are this bug's; "parted" is that of
 	// nodes that hold different data.
 	kinds []string
-	// power: faults are losses of power.
-	power bool
+	// ownDisks: members' disks may fail and lose power.
+	ownDisks bool
 }
 
 var plantedBugs = []plantedBug{
@@ -31,7 +31,7 @@ var plantedBugs = []plantedBug{
 	{"min-index-ignored", "cut-site", "causal", []string{"min_index ignored"}, false},
 	{"time-of-the-leader", "transfers,kill-leader", "counter", []string{"another answer", "happened twice", "refused but there"}, false},
 	{"acknowledged-when-appended", "isolate-leader,leader-in-minority", "set", []string{"lost"}, false},
-	{"vote-not-synced", "power-behind-the-leader", "set", []string{"lost", "parted"}, true},
+	{"vote-not-synced", "power-loss-others-behind-cut", "set", []string{"lost", "parted"}, true},
 	{"judged-before-the-log", "cut-site", "append", []string{"lost", "incompatible order", "G-single", "G2"}, false},
 	{"transaction-in-steps", "cut-site", "bank", []string{"wrong total"}, false},
 	{"clock-in-apply", "cut-site", "set", []string{"parted"}, false},
@@ -44,15 +44,12 @@ func TestPlantedBugsAreFoundInVirtualTime(t *testing.T) {
 	for _, bug := range plantedBugs {
 		t.Run(bug.name, func(t *testing.T) {
 			t.Setenv("HOLDFAST_PLANTED", bug.name)
-			chosen := namedPower(bug.faults)
-			if !bug.power {
-				var err error
-				if chosen, err = fault.Named(bug.faults); err != nil {
-					t.Fatal(err)
-				}
+			chosen, err := fault.Named(bug.faults)
+			if err != nil {
+				t.Fatal(err)
 			}
 			run := func(seed uint64) *outcome {
-				o := simulate(t, newScenario(seed, options{faults: chosen, workloads: []string{bug.workload}, power: bug.power, length: 20 * time.Second}))
+				o := simulate(t, newScenario(seed, options{faults: chosen, workloads: []string{bug.workload}, ownDisks: bug.ownDisks, length: 20 * time.Second}))
 				o.discard()
 				return o
 			}
@@ -81,11 +78,5 @@ func (b plantedBug) finds(failure string) bool {
 			return strings.HasPrefix(failure, "DIVERGED")
 		}
 		return strings.HasPrefix(failure, b.workload+": "+kind)
-	})
-}
-
-func namedPower(names string) []fault.Fault {
-	return slices.DeleteFunc(slices.Clone(powerFaults), func(f fault.Fault) bool {
-		return !slices.Contains(strings.Split(names, ","), f.Name)
 	})
 }

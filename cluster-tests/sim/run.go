@@ -51,18 +51,23 @@ type outcome struct {
 type scenario struct {
 	seed      uint64
 	plan      plan
-	power     bool // machines may lose theirs
+	ownDisks  bool          // members' disks fail and lose power: they are file systems of faultfs
+	replaced  time.Duration // how long a voter is dead until a spare votes in its place
 	think     time.Duration
 	clients   int
 	workloads []workload.Workload
 	steps     []fault.Step
+	// rewinds says that an operator takes the cluster back to an earlier state: what
+	// clients were promised ends there, and all that is left is that members come out
+	// equal. The workload that makes restores itself is judged all the same.
+	rewinds bool
 }
 
 // options narrow what a seed may choose.
 type options struct {
 	faults    []fault.Fault
 	workloads []string // of these; nil: of all
-	power     bool     // machines may lose theirs: their disks are file systems of faultfs
+	ownDisks  bool     // members' disks fail and lose power
 	length    time.Duration
 }
 
@@ -70,6 +75,9 @@ type options struct {
 func newScenario(seed uint64, o options) *scenario {
 	r := rand.New(rand.NewPCG(seed, 0x73696d))
 	s := &scenario{seed: seed, plan: plan{seed: seed, voters: 3, level: hclog.Info}}
+	if s.ownDisks = o.ownDisks; s.ownDisks {
+		s.plan.disks = &disks{} // until they are mounted
+	}
 	if r.IntN(5) == 0 {
 		s.plan.voters = 5
 	}
@@ -77,6 +85,18 @@ func newScenario(seed uint64, o options) *scenario {
 	if r.IntN(2) == 0 {
 		s.plan.sites["west"] = 1
 	}
+	s.plan.spare, s.plan.shortLog, s.plan.shortHistory = r.IntN(4) == 0, r.IntN(2) == 0, r.IntN(2) == 0
+	s.plan.logStore = []string{store.LogStoreWAL, store.LogStoreWAL, store.LogStoreBolt}[r.IntN(3)]
+	for _, change := range []func(p *plan){ // where none of the faults can act
+		func(p *plan) { p.spare = true },
+		func(p *plan) { p.shortHistory = true },
+		func(p *plan) { p.logStore, p.shortLog, p.shortHistory = store.LogStoreBolt, true, false },
+	} {
+		if !slices.ContainsFunc(o.faults, s.plan.fits) {
+			change(&s.plan)
+		}
+	}
+	s.replaced = between(r, time.Second, 5*time.Second)
 	lan := line{latency: between(r, 20*time.Microsecond, time.Millisecond), jitter: between(r, 0, time.Millisecond)}
 	wan := map[string]line{}
 	for _, site := range slices.Sorted(maps.Keys(s.plan.sites)) {
@@ -89,7 +109,7 @@ func newScenario(seed uint64, o options) *scenario {
 		return wan[a.site].and(wan[b.site])
 	}
 	machines := map[string]hardware{}
-	for _, name := range []string{"n1", "n2", "n3", "n4", "n5", "e1", "e2", "w1"} {
+	for _, name := range []string{"n1", "n2", "n3", "n4", "n5", "s1", "e1", "e2", "w1"} {
 		var hw hardware
 		if r.IntN(2) == 0 {
 			hw.sync, hw.hiccup = between(r, 50*time.Microsecond, 5*time.Millisecond), between(r, 10*time.Millisecond, time.Second)
@@ -100,12 +120,12 @@ func newScenario(seed uint64, o options) *scenario {
 		machines[name] = hw
 	}
 	s.plan.hardware = func(name string) hardware { return machines[name] }
-	logStore := []string{store.LogStoreWAL, store.LogStoreWAL, store.LogStoreBolt}[r.IntN(3)]
-	small := r.IntN(2) == 0
+	copyRate := int64(64<<10 + r.IntN(1<<20))
 	s.plan.edit = func(c *agent.Config) {
-		c.LogStore = logStore
-		if small { // so that members catch up by copies, and history is dropped
-			c.LogRetention = 4 << 10
+		if s.plan.shortLog {
+			c.LogRetention, c.CatchUpRate = 4<<10, copyRate
+		}
+		if s.plan.shortHistory {
 			c.History = command.Retention{Age: 2 * time.Second, Changes: 50, Bytes: 1 << 20}
 		}
 	}
@@ -119,13 +139,29 @@ func newScenario(seed uint64, o options) *scenario {
 	if i := slices.IndexFunc(s.workloads, workload.Alone); i >= 0 {
 		s.workloads = s.workloads[i : i+1]
 	}
-	target := &Cluster{members: s.plan.members()}
-	if s.power = o.power; s.power {
-		target.disks = &disks{}
-	}
-	fitting := slices.DeleteFunc(slices.Clone(o.faults), func(f fault.Fault) bool { return f.Fits(target) != nil })
-	s.steps = fault.Plan(seed, fitting, o.length)
+	fitting := slices.DeleteFunc(slices.Clone(o.faults), func(f fault.Fault) bool { return !s.plan.fits(f) })
+	s.steps = fault.Plan(seed, someRewind(fitting, r), o.length)
+	s.rewinds = slices.ContainsFunc(s.steps, func(step fault.Step) bool { return step.Fault.Rewinds })
 	return s
+}
+
+// fits says whether a fault can act on a cluster that is made by the plan.
+func (p *plan) fits(f fault.Fault) bool {
+	return f.Fits(&Cluster{members: p.members(), disks: p.disks}) == nil && p.comes(f.Brings)
+}
+
+// someRewind leaves the faults that rewind the cluster to one seed in ten, with few others
+// beside them, so that they act.
+func someRewind(faults []fault.Fault, r *rand.Rand) []fault.Fault {
+	steady := slices.DeleteFunc(slices.Clone(faults), func(f fault.Fault) bool { return f.Rewinds })
+	switch {
+	case len(steady) == 0 || len(steady) == len(faults):
+		return faults
+	case r.IntN(10) > 0:
+		return steady
+	}
+	r.Shuffle(len(steady), func(i, j int) { steady[i], steady[j] = steady[j], steady[i] })
+	return append(slices.DeleteFunc(faults, func(f fault.Fault) bool { return !f.Rewinds }), steady[:min(2, len(steady))]...)
 }
 
 func between(r *rand.Rand, least, most time.Duration) time.Duration {
@@ -139,7 +175,7 @@ func simulate(t *testing.T, s *scenario) *outcome {
 		t.Fatal(err)
 	}
 	s.plan.dir = dir
-	if s.power {
+	if s.ownDisks {
 		var names []string
 		for _, m := range s.plan.members() {
 			names = append(names, m.Name)
@@ -199,10 +235,22 @@ func (o *outcome) live(s *scenario, w *watched) error {
 	if err := c.level(formTime); err != nil {
 		return fmt.Errorf("the cluster does not form: %w", err)
 	}
+	if s.plan.spare {
+		if err := c.replaced(ctx, s.replaced); err != nil {
+			return err
+		}
+	}
 
 	h := history.New()
 	o.history = h
 	env := &workload.Env{Nodes: c.nodes(), History: h, Seed: s.seed, Think: s.think, Clients: s.clients}
+	c.forgets = h.Forgets
+	judged := !s.rewinds
+	for _, load := range s.workloads {
+		if restores, ok := load.(*workload.Restores); ok {
+			c.archivist, judged = restores.Archivist(env), true
+		}
+	}
 	run, err := workload.Start(ctx, env, s.workloads...)
 	if err != nil {
 		return err
@@ -222,14 +270,16 @@ func (o *outcome) live(s *scenario, w *watched) error {
 	if err := c.level(recoverTime); err != nil {
 		return err
 	}
-	found, err := run.Judge(ctx)
-	if err != nil {
-		return err
+	if judged {
+		found, err := run.Judge(ctx)
+		if err != nil {
+			return err
+		}
+		for _, a := range found {
+			o.failures = append(o.failures, a.String())
+		}
+		w.alive("judged")
 	}
-	for _, a := range found {
-		o.failures = append(o.failures, a.String())
-	}
-	w.alive("judged")
 	err = end()
 	select {
 	case what := <-c.died:

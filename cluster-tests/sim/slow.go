@@ -5,6 +5,7 @@ package sim
 import (
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -25,8 +26,10 @@ type hardware struct {
 // slow puts a machine's delays between a node and its parts. There are some before a
 // call and some behind it, so that a kill finds a write that nobody knows to be
 // on disk, as well as one that is not there.
-func slow(p *process, hw hardware, seed uint64) func(node.Parts) node.Parts {
-	d := &delays{process: p, rand: rand.New(rand.NewPCG(seed, 0x64656c6179))}
+//
+// Each sync takes late, in nanoseconds, longer.
+func slow(p *process, hw hardware, late *atomic.Int64, seed uint64) func(node.Parts) node.Parts {
+	d := &delays{process: p, late: late, rand: rand.New(rand.NewPCG(seed, 0x64656c6179))}
 	return func(parts node.Parts) node.Parts {
 		parts.Log = &slowLog{parts.Log, d, hw}
 		parts.Stable = &slowStable{parts.Stable, d, hw}
@@ -38,6 +41,7 @@ func slow(p *process, hw hardware, seed uint64) func(node.Parts) node.Parts {
 // delays draws delays. A process that is paused does not come to an end of one.
 type delays struct {
 	process *process
+	late    *atomic.Int64
 	mu      sync.Mutex
 	rand    *rand.Rand // guarded by mu
 }
@@ -65,6 +69,12 @@ func (d *delays) around(mean, hiccup time.Duration, call func()) {
 	d.process.runs()
 }
 
+// sync makes a call that takes as long as the disk needs to keep something.
+func (d *delays) sync(hw hardware, call func()) {
+	d.around(hw.sync, hw.hiccup, call)
+	time.Sleep(time.Duration(d.late.Load()))
+}
+
 type slowLog struct {
 	raft.LogStore
 	d  *delays
@@ -82,13 +92,13 @@ func (l *slowLog) StoreLog(log *raft.Log) error { return l.StoreLogs([]*raft.Log
 
 // StoreLogs implements raft.LogStore.
 func (l *slowLog) StoreLogs(logs []*raft.Log) (err error) {
-	l.d.around(l.hw.sync, l.hw.hiccup, func() { err = l.LogStore.StoreLogs(logs) })
+	l.d.sync(l.hw, func() { err = l.LogStore.StoreLogs(logs) })
 	return err
 }
 
 // DeleteRange implements raft.LogStore.
 func (l *slowLog) DeleteRange(first, last uint64) (err error) {
-	l.d.around(l.hw.sync, l.hw.hiccup, func() { err = l.LogStore.DeleteRange(first, last) })
+	l.d.sync(l.hw, func() { err = l.LogStore.DeleteRange(first, last) })
 	return err
 }
 
@@ -100,13 +110,13 @@ type slowStable struct {
 
 // Set implements raft.StableStore.
 func (s *slowStable) Set(key, value []byte) (err error) {
-	s.d.around(s.hw.sync, s.hw.hiccup, func() { err = s.StableStore.Set(key, value) })
+	s.d.sync(s.hw, func() { err = s.StableStore.Set(key, value) })
 	return err
 }
 
 // SetUint64 implements raft.StableStore.
 func (s *slowStable) SetUint64(key []byte, value uint64) (err error) {
-	s.d.around(s.hw.sync, s.hw.hiccup, func() { err = s.StableStore.SetUint64(key, value) })
+	s.d.sync(s.hw, func() { err = s.StableStore.SetUint64(key, value) })
 	return err
 }
 

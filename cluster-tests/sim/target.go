@@ -3,6 +3,7 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,9 +25,12 @@ import (
 var (
 	_ fault.Target      = (*Cluster)(nil)
 	_ fault.Lines       = (*Cluster)(nil)
+	_ fault.Moments     = (*Cluster)(nil)
 	_ fault.Transfers   = (*Cluster)(nil)
 	_ fault.Memberships = (*Cluster)(nil)
 	_ fault.LogStores   = (*Cluster)(nil)
+	_ fault.Snapshots   = (*Cluster)(nil)
+	_ fault.Disks       = (*Cluster)(nil)
 )
 
 func (c *Cluster) member(name string) *member {
@@ -45,7 +49,7 @@ func (c *Cluster) named(names []string) []*member {
 func (c *Cluster) Members() []fault.Member {
 	var members []fault.Member
 	for _, m := range c.members {
-		members = append(members, fault.Member{Name: m.Name, Site: m.Site, Voter: m.Voter})
+		members = append(members, fault.Member{Name: m.Name, Site: m.Site, Voter: m.Voter, Spare: m.Spare})
 	}
 	return members
 }
@@ -152,13 +156,17 @@ func (c *Cluster) Transfer(ctx context.Context, to string) error {
 	if !ok {
 		return errors.New("nobody leads")
 	}
+	ctx, cancel := context.WithTimeout(ctx, operating)
+	defer cancel()
+	return c.transfer(ctx, c.member(name), to)
+}
+
+func (c *Cluster) transfer(ctx context.Context, leader *member, to string) error {
 	path := "/v1/operator/raft/transfer-leader"
 	if to != "" {
 		path += "?id=" + url.QueryEscape(to)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
-	defer cancel()
-	_, err := c.do(ctx, c.member(name), http.MethodPost, path, nil)
+	_, err := c.do(ctx, leader, http.MethodPost, path, nil)
 	return err
 }
 
@@ -169,7 +177,7 @@ func (c *Cluster) Remove(ctx context.Context, name string) error {
 		return fmt.Errorf("%s does not run", name)
 	}
 	m.run.over.Store(true)
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, operating)
 	defer cancel()
 	i := slices.IndexFunc(c.members, func(o *member) bool { return o != m && o.running() })
 	if i < 0 {
@@ -224,6 +232,99 @@ func (c *Cluster) OtherLogStore(_ context.Context, name string) error {
 	return nil
 }
 
+// OwnDisks implements fault.Power.
+func (c *Cluster) OwnDisks() bool { return c.disks != nil }
+
+// LosePower implements fault.Power.
+func (c *Cluster) LosePower(_ context.Context, seed uint64, names ...string) error {
+	return c.end(true, c.named(names), func(m *member) (string, error) {
+		if c.forgets != nil {
+			c.forgets(m.Name)
+		}
+		return c.disks.losePower(m.Name, seed), nil
+	})
+}
+
+// Sicken implements fault.Disks. What is slow is so in virtual time: see hardware.
+func (c *Cluster) Sicken(_ context.Context, name string, ill fault.Illness) error {
+	m := c.member(name)
+	m.ill.Store(true)
+	if m.late.Store(int64(ill.Delay)); ill.Delay == 0 {
+		c.disks.outside(func() { ill.Befall(c.disks.byName[name]) })
+	}
+	return nil
+}
+
+// Cure implements fault.Disks.
+func (c *Cluster) Cure(_ context.Context, names ...string) error {
+	for _, m := range c.members {
+		if len(names) == 0 || slices.Contains(names, m.Name) {
+			m.ill.Store(false)
+			m.late.Store(0)
+			c.disks.outside(c.disks.byName[m.Name].Heal)
+		}
+	}
+	return nil
+}
+
+// MayHang implements fault.Disks. Who waits for the system holds virtual time up, and with
+// it whatever would end the waiting.
+func (c *Cluster) MayHang() bool { return false }
+
+// Folder implements fault.Disks.
+func (c *Cluster) Folder(name string) string { return c.member(name).cfg.DataDir }
+
+// Save implements fault.Snapshots.
+func (c *Cluster) Save(ctx context.Context) (archive []byte, err error) {
+	err = c.leading(ctx, func(ctx context.Context, m *member) error {
+		if c.archivist != nil {
+			archive, err = c.archivist.Save(ctx, c.client(m))
+		} else {
+			archive, err = c.do(ctx, m, http.MethodGet, "/v1/snapshot", nil)
+		}
+		return err
+	})
+	return archive, err
+}
+
+// Restore implements fault.Snapshots.
+func (c *Cluster) Restore(ctx context.Context, archive []byte) error {
+	return c.leading(ctx, func(ctx context.Context, m *member) (err error) {
+		if c.archivist != nil {
+			err = c.archivist.Restore(ctx, c.client(m), archive)
+		} else {
+			_, err = c.do(ctx, m, http.MethodPut, "/v1/snapshot", bytes.NewReader(archive))
+		}
+		return err
+	})
+}
+
+// replaced sets how long a voter must be dead until a spare votes in its place.
+func (c *Cluster) replaced(ctx context.Context, after time.Duration) error {
+	setting := fmt.Sprintf(`{"DeadServerTime":%q}`, after)
+	return c.leading(ctx, func(ctx context.Context, m *member) error {
+		_, err := c.do(ctx, m, http.MethodPut, "/v1/operator/autopilot/configuration", strings.NewReader(setting))
+		return err
+	})
+}
+
+// operating is how long an operator's order may take.
+const operating = 15 * time.Second
+
+// leading gives an order to the leader, as soon as there is one.
+func (c *Cluster) leading(ctx context.Context, order func(context.Context, *member) error) error {
+	ctx, cancel := context.WithTimeout(ctx, operating)
+	defer cancel()
+	for {
+		if name, ok := c.Leader(ctx); ok {
+			return order(ctx, c.member(name))
+		}
+		if rest(ctx, 50*time.Millisecond) != nil {
+			return fmt.Errorf("%w: nobody leads", fault.ErrMissed)
+		}
+	}
+}
+
 // status asks a node how it does.
 func (c *Cluster) status(ctx context.Context, m *member) (s command.ReplicaStatus, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
@@ -241,7 +342,7 @@ func (c *Cluster) do(ctx context.Context, m *member, method, path string, body i
 	if err != nil {
 		return nil, err
 	}
-	resp, err := c.api.Do(req)
+	resp, err := c.orders.Do(req)
 	if err != nil {
 		return nil, err
 	}

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/history"
 )
@@ -116,23 +115,15 @@ func (t Transaction) writes() bool {
 func (w *Append) Clients(ctx context.Context, e *Env) {
 	e.each(e.Clients, func(id int) {
 		r := e.Rand(w.Name(), id)
-		for {
-			n, release, ok := e.Pick(ctx, r, e.Nodes)
-			if !ok {
-				return
-			}
+		e.loop(ctx, r, e.Nodes, func(n *Node, _ int) bool {
 			var o history.Outcome
 			if r.IntN(4) == 0 {
 				_, o = w.read(ctx, e, n, id, readModes[r.IntN(len(readModes))], w.someLists(r))
 			} else {
 				o = w.write(ctx, e, n, id, r)
 			}
-			release()
-			if o != history.Decided {
-				Rest(ctx, 5*time.Millisecond)
-			}
-			e.Pause(ctx, r)
-		}
+			return o == history.Decided
+		})
 	})
 }
 

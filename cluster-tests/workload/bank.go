@@ -140,9 +140,6 @@ func (b *Bank) read(ctx context.Context, e *Env, n *Node, client int, how balanc
 	case byPast:
 		a, err = n.Do(ctx, http.MethodGet, Key(bankKeys)+fmt.Sprintf("?recurse&rev=%d&%s", how.Past, how.Mode), nil)
 	}
-	if err == nil && a.Status == http.StatusNotFound {
-		a.Status, a.Body = http.StatusOK, []byte("[]") // a listing of nothing
-	}
 	o = ended(p, a, err, func(a Answer) (any, error) {
 		found, err := entries(a)
 		if err != nil {
@@ -157,7 +154,7 @@ func (b *Bank) read(ctx context.Context, e *Env, n *Node, client int, how balanc
 		}
 		seen = &out
 		return out, nil
-	})
+	}, http.StatusNotFound) // a listing of nothing
 	return seen, o
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/history"
 )
@@ -37,34 +36,24 @@ func (c *Causal) Clients(ctx context.Context, e *Env) {
 	e.each(max(2, e.Clients/2), func(id int) {
 		r := e.Rand(c.Name(), id)
 		var token uint64
-		for seq := 0; ; seq++ {
-			n, release, ok := e.Pick(ctx, r, e.Nodes)
-			if !ok {
-				return
-			}
+		e.loop(ctx, r, e.Nodes, func(n *Node, seq int) bool {
 			key := causalKey(r.IntN(causalKeys))
-			switch dice := r.IntN(5); {
-			case dice == 0:
-				var outcome history.Outcome
-				var got Written
-				outcome, got = e.write(ctx, c.Name(), id, n, "put", Write{Key: key, Value: fmt.Sprintf("%d.%d", id, seq)})
-				token, ok = max(token, got.Revision), outcome == history.Decided
-			default:
-				read := Read{Key: key, Mode: anyMode(r, n)}
-				if dice > 1 {
-					read.MinIndex = token
-				}
-				var seen Seen
-				if seen, ok = e.read(ctx, c.Name(), id, n, read); dice > 1 {
-					token = max(token, seen.Applied)
-				}
+			dice := r.IntN(5)
+			if dice == 0 {
+				outcome, got := e.write(ctx, c.Name(), id, n, "put", Write{Key: key, Value: fmt.Sprintf("%d.%d", id, seq)})
+				token = max(token, got.Revision)
+				return outcome == history.Decided
 			}
-			release()
-			if !ok {
-				Rest(ctx, 5*time.Millisecond)
+			read := Read{Key: key, Mode: anyMode(r, n)}
+			if dice > 1 {
+				read.MinIndex = token
 			}
-			e.Pause(ctx, r)
-		}
+			seen, ok := e.read(ctx, c.Name(), id, n, read)
+			if dice > 1 {
+				token = max(token, seen.Applied)
+			}
+			return ok
+		})
 	})
 }
 

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -84,31 +83,25 @@ func (c *Counter) Clients(ctx context.Context, e *Env) {
 	e.each(max(2, e.Clients/2), func(id int) {
 		r := e.Rand(c.Name(), id)
 		var done []CounterWrite
-		for seq := 0; ; seq++ {
-			n, release, ok := e.Pick(ctx, r, e.Nodes)
-			if !ok {
-				return
-			}
+		e.loop(ctx, r, e.Nodes, func(n *Node, seq int) bool {
 			if r.IntN(following) == 0 {
 				c.follow(ctx, e, id, n)
 			}
-			w, again := c.undecided(id)
+			w, ok := c.undecided(id)
 			switch {
-			case again:
+			case ok:
 			case len(done) > 0 && r.IntN(4) == 0:
-				w = done[r.IntN(len(done))]
+				w, ok = done[r.IntN(len(done))], true
 			default:
 				w, ok = c.next(ctx, n, r, fmt.Sprintf("%d.%d", id, seq))
 			}
-			if ok && c.try(ctx, e, id, n, w) {
-				done = append(done, w)
-				done = done[max(0, len(done)-remembered):]
-			} else {
-				Rest(ctx, 5*time.Millisecond)
+			if !ok || !c.try(ctx, e, id, n, w) {
+				return false
 			}
-			release()
-			e.Pause(ctx, r)
-		}
+			done = append(done, w)
+			done = done[max(0, len(done)-remembered):]
+			return true
+		})
 	})
 }
 
@@ -253,40 +246,28 @@ func (c *Counter) follow(ctx context.Context, e *Env, client int, n *Node) {
 func (c *Counter) list(ctx context.Context, e *Env, client int, n *Node, from, to uint64) (next uint64, err error) {
 	p := e.History.Call(history.Op{Workload: c.Name(), Client: client, Node: n.Name, Name: "changes", In: from})
 	got := CounterChanges{From: from}
+	more := stale
+	if to > 0 {
+		more += fmt.Sprintf("&to=%d&min_index=%d", to, to)
+	}
 	for next = from; to == 0 || next <= to; {
-		query := fmt.Sprint("stale&from=", next)
-		if to > 0 {
-			query += fmt.Sprintf("&to=%d&min_index=%d", to, to)
-		}
-		a, err := n.Do(ctx, http.MethodGet, "/v1/changes/counter/?"+query, nil)
-		if err == nil && a.Status == http.StatusGone {
-			if next, err = a.number("X-Holdfast-Oldest"); err == nil && next > got.From {
-				got.From, got.Puts = next, nil
-				continue
-			}
-		}
-		if err == nil && a.Status != http.StatusOK {
-			err = fmt.Errorf("%d %.200s", a.Status, a.Body)
-		}
-		var page []struct {
-			Op string
-			KV Entry
-		}
-		if err == nil {
-			err = json.Unmarshal(a.Body, &page)
-		}
+		page, err := n.changes(ctx, "counter/", next, more)
 		if err != nil {
 			p.Refused(err.Error())
 			return 0, err
 		}
-		for _, ch := range page {
+		if page.Oldest > 0 {
+			got.From, got.Puts, next = page.Oldest, nil, page.Oldest
+			continue
+		}
+		for _, ch := range page.Changes {
 			if ch.Op == "put" {
 				got.Puts = append(got.Puts, CounterChange{ch.KV.Key, string(ch.KV.Value), ch.KV.ModifyIndex})
 			}
 		}
 		before := next
-		if next, err = a.number("X-Holdfast-Next"); err != nil || next < before || to > 0 && next == before {
-			err = fmt.Errorf("changes from %d go on at %d: %v", before, next, err)
+		if next = page.Next; next < before || to > 0 && next == before {
+			err = fmt.Errorf("changes from %d go on at %d", before, next)
 			p.Decided(Broken{err.Error()})
 			return 0, err
 		}

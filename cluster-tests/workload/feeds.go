@@ -2,6 +2,7 @@ package workload
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -54,13 +55,6 @@ type Event struct {
 
 // Stretch is what came of a stream until it ended, or was left.
 type Stretch struct{ Events []Event }
-
-// Page is a list of changes. Next is the index to go on from. Oldest is above 0 where
-// history does not go back to where the list was to begin.
-type Page struct {
-	Changes      []Change
-	Next, Oldest uint64
-}
 
 // follower follows one prefix, by a stream or by lists.
 type follower struct {
@@ -158,29 +152,19 @@ func (f *follower) follow(ctx context.Context, e *Env, n *Node) (ok bool) {
 // list asks for the next list of changes.
 func (f *follower) list(ctx context.Context, e *Env, n *Node) (ok bool) {
 	p := e.History.Call(history.Op{Workload: "feeds", Client: f.id, Node: n.Name, Name: "list", In: f.in})
-	path := fmt.Sprintf("/v1/changes/%s?from=%d&limit=%d&wait=%dms", f.in.Prefix, f.in.From, 1+f.r.IntN(60), f.r.IntN(1500))
-	a, err := n.Do(ctx, http.MethodGet, path, nil)
-	var page Page
-	if err == nil && a.Status == http.StatusGone {
-		if page.Oldest, err = a.number("X-Holdfast-Oldest"); err == nil {
-			f.in.From = page.Oldest
-			p.Decided(page)
-			return true
-		}
-	}
-	return ended(p, a, err, func(a Answer) (_ any, err error) {
-		if err := json.Unmarshal(a.Body, &page.Changes); err != nil {
+	more := fmt.Sprintf("limit=%d&wait=%dms", 1+f.r.IntN(60), f.r.IntN(1500))
+	a, err := n.Do(ctx, http.MethodGet, changesPath(f.in.Prefix, f.in.From, more), nil)
+	return ended(p, a, err, func(a Answer) (any, error) {
+		page, err := a.page()
+		if err != nil {
 			return nil, err
 		}
-		if page.Next, err = a.number("X-Holdfast-Next"); err != nil {
-			return nil, err
-		}
-		f.in.From = page.Next
+		f.in.From = cmp.Or(page.Oldest, page.Next)
 		for _, c := range page.Changes {
 			f.saw(c)
 		}
 		return page, nil
-	}) == history.Decided
+	}, http.StatusGone) == history.Decided
 }
 
 // saw notes the last change.
@@ -288,17 +272,14 @@ func (w *Feeds) Finish(ctx context.Context, e *Env) error {
 
 // Check implements Workload.
 func (w *Feeds) Check(ops []history.Op) []Anomaly {
-	l, ok, found := theLog(ops)
-	found = append(found, broken(ops)...)
-	if !ok {
+	past, found := judgeWriters(ops)
+	if past == nil {
 		return found
 	}
-	past := newPast(l)
-	found = append(found, past.edits(ops)...)
-	if past.whole {
+	if past.whole() {
 		found = append(found, past.predecessors()...)
 	}
-	j := &feedJudge{log: l, past: past, ids: map[string]string{}, under: map[string][]Change{}, followers: map[int]*followed{}}
+	j := &feedJudge{past: past, ids: map[string]string{}, under: map[string][]Change{}, followers: map[int]*followed{}}
 	for _, o := range ops {
 		if o.Name == "last" && o.Out == false {
 			found = append(found, anomaly("never came", "the last change was acknowledged, and a follower did not get it", o))
@@ -326,7 +307,6 @@ func short(o history.Op) history.Op {
 
 // feedJudge holds what followers got against the log.
 type feedJudge struct {
-	log       Log
 	past      *past
 	ids       map[string]string // of a change, the id it had
 	under     map[string][]Change
@@ -347,7 +327,7 @@ type followed struct {
 func (j *feedJudge) changes(prefix string, from uint64) []Change {
 	all, ok := j.under[prefix]
 	if !ok {
-		for _, c := range j.log.Changes {
+		for _, c := range j.past.Changes {
 			if strings.HasPrefix(c.KV.Key, prefix) {
 				all = append(all, c)
 			}
@@ -395,8 +375,8 @@ func (j *feedJudge) page(f *followed, in Follow, p Page) (kind, text string) {
 		j.place(f, in.Prefix, in.From)
 	}
 	if p.Oldest > 0 {
-		if p.Oldest <= in.From || p.Oldest > j.log.From {
-			return "compacted without cause", fmt.Sprintf("history goes back to %d", j.log.From)
+		if p.Oldest <= in.From || p.Oldest > j.past.From {
+			return "compacted without cause", fmt.Sprintf("history goes back to %d", j.past.From)
 		}
 		j.place(f, in.Prefix, p.Oldest)
 		return "", ""
@@ -436,8 +416,8 @@ func (j *feedJudge) event(f *followed, in Follow, e Event) (kind, text string) {
 		if f.k < 0 {
 			needed++
 		}
-		if f.placed && (e.Oldest <= needed || e.Oldest > j.log.From) {
-			return "compacted without cause", fmt.Sprintf("index %d was needed, and history goes back to %d", needed, j.log.From)
+		if f.placed && (e.Oldest <= needed || e.Oldest > j.past.From) {
+			return "compacted without cause", fmt.Sprintf("index %d was needed, and history goes back to %d", needed, j.past.From)
 		}
 		*f = followed{}
 		return "", ""
@@ -455,7 +435,7 @@ func (j *feedJudge) event(f *followed, in Follow, e Event) (kind, text string) {
 		if f.listedAt != "" && f.listedAt != id || e.Index != index {
 			return "broken answer", fmt.Sprintf("sync of %d with id %q, after a list as of %q", e.Index, e.ID, f.listedAt)
 		}
-		if index >= j.log.From {
+		if index >= j.past.From {
 			if _, what := j.past.differs(in.Prefix, index, f.listed); what != "" {
 				return "not the state it says", what
 			}
@@ -488,7 +468,7 @@ func (j *feedJudge) event(f *followed, in Follow, e Event) (kind, text string) {
 // next judges that a change is the one that follows.
 func (j *feedJudge) next(f *followed, prefix string, c Change) (kind, text string) {
 	switch {
-	case c.Index < j.log.From:
+	case c.Index < j.past.From:
 		return "", "" // of which the log tells nothing
 	case len(f.rest) > 0 && j.same(c, f.rest[0]):
 		f.rest, f.index = f.rest[1:], c.Index
@@ -510,7 +490,7 @@ func (j *feedJudge) next(f *followed, prefix string, c Change) (kind, text strin
 // same says whether a change is that of the log. Of the oldest index that is kept it is
 // not told what was before, nor what follows from that.
 func (j *feedJudge) same(c, logged Change) bool {
-	if logged.Index == j.log.From && j.log.From > 1 && (c.Op == "delete") == (logged.Op == "delete") {
+	if logged.Index == j.past.From && j.past.From > 1 && (c.Op == "delete") == (logged.Op == "delete") {
 		c.Op, c.Prev = logged.Op, logged.Prev
 	}
 	return c.Index == logged.Index && c.Op == logged.Op && c.KV.equal(logged.KV) && c.Prev == logged.Prev

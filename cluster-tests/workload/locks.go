@@ -3,6 +3,7 @@ package workload
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"strings"
 	"time"
@@ -19,7 +20,7 @@ import (
 // LockIndex grows by one each time it goes from free to held, and not otherwise; a
 // resource is never written by who does not hold the lock, nor by an older holder
 // after a newer one. And that of sessions, see sessions.go.
-type Locks struct{ ttl time.Duration }
+type Locks struct{ leasing }
 
 // NewLocks makes the workload.
 func NewLocks() *Locks { return &Locks{} }
@@ -47,45 +48,15 @@ type Look struct {
 
 func resource(lock string) string { return strings.Replace(lock, "locks/", "locks/resource/", 1) }
 
-// Setup implements Workload.
-func (w *Locks) Setup(ctx context.Context, e *Env) (err error) {
-	w.ttl, err = e.shortestTTL(ctx)
-	return err
-}
-
 // Clients implements Workload.
 func (w *Locks) Clients(ctx context.Context, e *Env) {
-	e.each(e.Clients, func(id int) {
-		c := &lessee{e: e, r: e.Rand(w.Name(), id), name: w.Name(), id: id}
-		for ctx.Err() == nil {
-			s := Session{TTL: w.ttl, LockDelay: []time.Duration{0, w.ttl / 3, w.ttl}[c.r.IntN(3)], Behavior: "release"}
-			if c.r.IntN(3) == 0 {
-				s.Behavior = "delete"
-			}
-			if id, ok := c.open(ctx, s); ok {
-				h := &holder{lessee: c, Session: s, session: id, renewed: e.History.Now()}
-				h.live(ctx)
-			}
-			e.Pause(ctx, c.r)
+	e.holders(ctx, w.Name(), e.Clients, func(r *rand.Rand) Session {
+		s := Session{TTL: w.ttl, LockDelay: []time.Duration{0, w.ttl / 3, w.ttl}[r.IntN(3)], Behavior: "release"}
+		if r.IntN(3) == 0 {
+			s.Behavior = "delete"
 		}
-	})
-}
-
-// holder is a client with a session.
-type holder struct {
-	*lessee
-	Session
-	session string
-	renewed time.Duration
-}
-
-// keep renews the session in time, and says whether it is there.
-func (h *holder) keep(ctx context.Context) bool {
-	if h.e.History.Now()-h.renewed < h.TTL/3 {
-		return true
-	}
-	h.renewed = h.e.History.Now()
-	return !h.renew(ctx, h.session)
+		return s
+	}, (*holder).live)
 }
 
 // live takes locks until the session is over, or is left to itself.
@@ -161,7 +132,7 @@ func (h *holder) take(ctx context.Context, patient bool) *Entry {
 func (h *holder) transact(ctx context.Context, g Grab) (lock *Entry) {
 	body := txnBody(txnOp{Verb: "lock", Key: g.Key, Session: g.Session, Value: []byte(g.Value)})
 	h.ask(ctx, "acquire", g, http.MethodPut, "/v1/txn", body, func(p *history.Pending, a Answer, err error) {
-		decided := func(a Answer) (any, error) {
+		ended(p, a, err, func(a Answer) (any, error) {
 			var got Got
 			var err error
 			if got.Index, err = a.Index(); err != nil || a.Status == http.StatusConflict {
@@ -175,16 +146,7 @@ func (h *holder) transact(ctx context.Context, g Grab) (lock *Entry) {
 			lock = &entries[0]
 			got.OK, got.Lock = true, lock.LockIndex
 			return got, nil
-		}
-		if err == nil && a.Status == http.StatusConflict {
-			got, err := decided(a)
-			if err != nil {
-				got = Broken{err.Error()}
-			}
-			p.Decided(got)
-			return
-		}
-		ended(p, a, err, decided)
+		}, http.StatusConflict)
 	})
 	return lock
 }
@@ -192,17 +154,13 @@ func (h *holder) transact(ctx context.Context, g Grab) (lock *Entry) {
 // look reads a lock that was acquired, for its LockIndex.
 func (h *holder) look(ctx context.Context, in Look, g Grab) (lock *Entry) {
 	h.ask(ctx, "look", in, http.MethodGet, Key(in.Key)+"?consistent", nil, func(p *history.Pending, a Answer, err error) {
-		if err == nil && a.Status == http.StatusNotFound {
-			p.Decided([]Entry(nil))
-			return
-		}
 		ended(p, a, err, func(a Answer) (any, error) {
 			entries, err := a.Entries()
 			if err == nil && len(entries) == 1 && entries[0].Session == g.Session && string(entries[0].Value) == g.Value {
 				lock = &entries[0]
 			}
 			return entries, err
-		})
+		}, http.StatusNotFound)
 	})
 	return lock
 }
@@ -226,7 +184,7 @@ func (w *Locks) Finish(ctx context.Context, e *Env) error {
 	if err := e.awaitExpiry(ctx, w.Name(), w.ttl); err != nil {
 		return err
 	}
-	c := &lessee{e: e, r: e.Rand(w.Name(), teller), name: w.Name(), id: teller}
+	c := e.lessee(w.Name(), teller)
 	for _, behavior := range []string{"release", "delete"} {
 		session, ok := c.open(ctx, Session{TTL: w.ttl, Behavior: behavior})
 		if !ok {
@@ -252,14 +210,6 @@ func (w *Locks) Finish(ctx context.Context, e *Env) error {
 
 // Check implements Workload.
 func (w *Locks) Check(ops []history.Op) []Anomaly {
-	l, ok, found := theLog(ops)
-	found = append(found, broken(ops)...)
-	all := leases(ops)
-	clock := newClockwork(ops, sessionIndex)
-	if !ok {
-		return append(found, judgeLeases(ops, all, clock)...)
-	}
-	t := newTenure(ops, all, clock, l.From)
 	writes := map[string]history.Op{}
 	for _, o := range ops {
 		if f, ok := o.In.(Fenced); ok {
@@ -268,18 +218,15 @@ func (w *Locks) Check(ops []history.Op) []Anomaly {
 	}
 	there := map[string]uint64{} // where the log has a write
 	newest := map[string]uint64{}
-	for changes := range l.indexes {
-		t.index(changes)
-		for _, c := range changes {
-			if strings.HasPrefix(c.KV.Key, "locks/resource/") {
-				t.fence(c, writes, newest)
-				there[string(c.KV.Value)] = c.Index
-			}
+	l, ok, found := judgeHolders(ops, func(t *tenure, c Change) {
+		if strings.HasPrefix(c.KV.Key, "locks/resource/") {
+			t.fence(c, writes, newest)
+			there[string(c.KV.Value)] = c.Index
 		}
+	})
+	if !ok {
+		return found
 	}
-	found = append(found, t.found...)
-	found = append(found, judgeLeases(ops, all, clock)...)
-	found = append(found, t.answers(ops, l)...)
 	for _, o := range ops {
 		index, _ := o.Out.(uint64)
 		f, fenced := o.In.(Fenced)
@@ -296,19 +243,6 @@ func (w *Locks) Check(ops []history.Op) []Anomaly {
 		}
 	}
 	return found
-}
-
-// sessionIndex is the index that a request of a client of sessions was answered with.
-func sessionIndex(o history.Op) (uint64, bool) {
-	switch out := o.Out.(type) {
-	case Opened:
-		return out.Index, true
-	case Got:
-		return out.Index, !out.Gone
-	case uint64:
-		return out, true
-	}
-	return 0, false
 }
 
 // fence judges a write to a resource.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -27,6 +28,62 @@ type Change struct {
 	Op    string
 	KV    Entry
 	Prev  struct{ ModifyIndex uint64 }
+}
+
+// Page is a list of changes as one answer gives it.
+type Page struct {
+	Changes []Change
+	// Index is that of the answer: of the page's end, if more is there.
+	Index uint64
+	// Next is the index to go on from.
+	Next uint64
+	// Oldest is above 0 where history does not go back to where the list was to begin.
+	// Then there is nothing else.
+	Oldest uint64
+}
+
+// changesPath asks for changes under a prefix, from an index on. more are further
+// parameters.
+func changesPath(prefix string, from uint64, more string) string {
+	return fmt.Sprintf("/v1/changes/%s?from=%d&%s", prefix, from, more)
+}
+
+// page is what came of changesPath. The error says that the answer is neither 200 nor
+// 410, or cannot be understood.
+func (a Answer) page() (p Page, err error) {
+	switch a.Status {
+	case http.StatusGone:
+		if p.Oldest, err = a.number("X-Holdfast-Oldest"); err == nil && p.Oldest == 0 {
+			err = errors.New("history is said to go back to 0, and not far enough")
+		}
+		return p, err
+	case http.StatusOK:
+	default:
+		return p, fmt.Errorf("status %d %.200q", a.Status, a.Body)
+	}
+	if err = json.Unmarshal(a.Body, &p.Changes); err != nil {
+		return p, err
+	}
+	if p.Index, err = a.Index(); err != nil {
+		return p, err
+	}
+	p.Next, err = a.number("X-Holdfast-Next")
+	return p, err
+}
+
+// changes asks a node for one page. The error says that there was no sound answer.
+func (n *Node) changes(ctx context.Context, prefix string, from uint64, more string) (p Page, err error) {
+	a, err := n.Do(ctx, http.MethodGet, changesPath(prefix, from, more), nil)
+	if err == nil {
+		p, err = a.page()
+	}
+	if err == nil && p.Oldest > 0 && p.Oldest <= from {
+		err = fmt.Errorf("history goes back to %d", p.Oldest)
+	}
+	if err != nil {
+		return p, fmt.Errorf("changes from %d at %s: %w", from, n, err)
+	}
+	return p, nil
 }
 
 // Log is what one node tells of a prefix.
@@ -72,42 +129,27 @@ const teller = 1_000_000
 // the newest there is.
 func (e *Env) tell(ctx context.Context, n *Node, prefix string, to uint64) (Log, error) {
 	l := Log{From: 1, To: to}
-	next := l.From
-	for attempt := 0; ; {
-		path := fmt.Sprintf("/v1/changes/%s?consistent&from=%d", prefix, next)
-		if to > 0 {
-			path += fmt.Sprintf("&to=%d", to)
-		}
-		a, err := n.Do(ctx, http.MethodGet, path, nil)
-		oldest, _ := a.number("X-Holdfast-Oldest")
-		switch {
-		case err == nil && a.Status == http.StatusGone && oldest > next:
-			l.From, next, l.Changes = oldest, oldest, nil
-			continue
-		case err != nil || a.Status != http.StatusOK:
+	more := consistent
+	if to > 0 {
+		more += fmt.Sprintf("&to=%d", to)
+	}
+	for next, attempt := l.From, 0; ; {
+		page, err := n.changes(ctx, prefix, next, more)
+		if err != nil {
 			if attempt++; attempt > 50 || ctx.Err() != nil {
-				return l, fmt.Errorf("changes at %s: status %d %.200q, %v", n, a.Status, a.Body, err)
+				return l, err
 			}
 			Rest(ctx, 100*time.Millisecond)
 			continue
 		}
-		var page []Change
-		if err := json.Unmarshal(a.Body, &page); err != nil {
-			return l, fmt.Errorf("changes at %s: %w", n, err)
+		if page.Oldest > 0 {
+			l.From, next, l.Changes = page.Oldest, page.Oldest, nil
+			continue
 		}
-		l.Changes = append(l.Changes, page...)
-		reached, err := a.number("X-Holdfast-Next")
-		if err != nil {
-			return l, err
-		}
-		index, err := a.Index()
-		if err != nil {
-			return l, err
-		}
-		// A page ends early when it is full: then the index is that of its end.
-		next = reached
-		if len(page) == 0 || to > 0 && reached > to {
-			l.To = max(index, to)
+		l.Changes = append(l.Changes, page.Changes...)
+		next = page.Next
+		if len(page.Changes) == 0 || to > 0 && next > to {
+			l.To = max(page.Index, to)
 			break
 		}
 	}
@@ -135,6 +177,9 @@ func theLog(ops []history.Op) (l Log, ok bool, found []Anomaly) {
 	}
 	return l, l.Sum != "", found
 }
+
+// whole says that the log begins with the cluster.
+func (l Log) whole() bool { return l.From <= 1 }
 
 // indexes calls yield with the changes of each index.
 func (l Log) indexes(yield func([]Change) bool) {
@@ -212,13 +257,13 @@ func (e *Env) editUntilDone(ctx context.Context, workload string, edit Edit) err
 
 // past is the state at each index, as far as the log goes.
 type past struct {
-	whole bool
+	Log
 	names []string // of keys, in order
 	keys  map[string][]Change
 }
 
 func newPast(l Log) *past {
-	p := &past{whole: l.From <= 1, keys: map[string][]Change{}}
+	p := &past{Log: l, keys: map[string][]Change{}}
 	for _, c := range l.Changes {
 		p.keys[c.KV.Key] = append(p.keys[c.KV.Key], c)
 	}
@@ -281,10 +326,22 @@ func (p *past) differs(target string, at uint64, entries []Entry) (last uint64, 
 			what = fmt.Sprintf("at %d there was %+v", at, newest.KV)
 		}
 	})
-	if what == "" && len(got) > 0 && p.whole {
+	if what == "" && len(got) > 0 && p.whole() {
 		what = fmt.Sprintf("at %d there was not yet: %+v", at, got)
 	}
 	return last, what
+}
+
+// judgeWriters holds what writers were told against the log. p is nil before anybody was
+// asked for it.
+func judgeWriters(ops []history.Op) (p *past, found []Anomaly) {
+	l, ok, found := theLog(ops)
+	found = append(found, broken(ops)...)
+	if !ok {
+		return nil, found
+	}
+	p = newPast(l)
+	return p, append(found, p.edits(ops)...)
 }
 
 // edits holds what writers were told against the log.
@@ -319,7 +376,7 @@ func (p *past) edits(ops []history.Op) (found []Anomaly) {
 			at[name] = c.Index
 		}
 	}
-	if !p.whole {
+	if !p.whole() {
 		return found
 	}
 	for name, o := range made {

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/history"
 )
@@ -76,25 +75,14 @@ type Sight struct {
 func (w *LongFork) Clients(ctx context.Context, e *Env) {
 	e.each(max(e.Clients, 2), func(id int) {
 		r := e.Rand(w.Name(), id)
-		for {
-			n, release, ok := e.Pick(ctx, r, e.Nodes)
-			if !ok {
-				return
-			}
-			var o history.Outcome
+		e.loop(ctx, r, e.Nodes, func(n *Node, _ int) bool {
 			if id%2 == 0 {
-				o = w.write(ctx, e, n, id)
-			} else {
-				group := w.group() - r.IntN(forkGroups)
-				way := forkWays[r.IntN(len(forkWays))]
-				o = w.read(ctx, e, n, id, forkRead{max(group, 0), way, readModes[r.IntN(len(readModes))], r.IntN(forkKeys)})
+				return w.write(ctx, e, n, id) == history.Decided
 			}
-			release()
-			if o != history.Decided {
-				Rest(ctx, 5*time.Millisecond)
-			}
-			e.Pause(ctx, r)
-		}
+			group := w.group() - r.IntN(forkGroups)
+			way := forkWays[r.IntN(len(forkWays))]
+			return w.read(ctx, e, n, id, forkRead{max(group, 0), way, readModes[r.IntN(len(readModes))], r.IntN(forkKeys)}) == history.Decided
+		})
 	})
 }
 
@@ -151,9 +139,6 @@ func (w *LongFork) read(ctx context.Context, e *Env, n *Node, client int, how fo
 	case byKey:
 		a, err = n.Do(ctx, http.MethodGet, Key(ForkKey{how.Group, how.Key}.String())+"?"+how.Mode, nil)
 	}
-	if err == nil && a.Status == http.StatusNotFound {
-		a.Status, a.Body = http.StatusOK, []byte("[]")
-	}
 	return ended(p, a, err, func(a Answer) (any, error) {
 		found, err := entries(a)
 		if err != nil {
@@ -171,7 +156,7 @@ func (w *LongFork) read(ctx context.Context, e *Env, n *Node, client int, how fo
 		}
 		out.Revision, err = a.Applied()
 		return out, err
-	})
+	}, http.StatusNotFound)
 }
 
 // Finish implements Workload: a read of the last groups at each node.

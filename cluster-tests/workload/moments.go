@@ -115,7 +115,7 @@ func newClockwork(ops []history.Op, index func(history.Op) (uint64, bool)) *cloc
 }
 
 // notBefore is a moment before which an index was not made: something with a lower
-// index was not even period for.
+// index was not even asked for.
 func (c *clockwork) notBefore(index uint64) time.Duration {
 	i, _ := slices.BinarySearch(c.indexes, index) // the first that is not lower
 	if i == 0 {

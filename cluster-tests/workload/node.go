@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -93,9 +94,13 @@ func Outcome(a Answer, err error) (o history.Outcome, why string) {
 	return history.Decided, ""
 }
 
-// ended records what came of a write; decided makes Op.Out of an answer.
-func ended(p *history.Pending, a Answer, err error, decided func(Answer) (any, error)) history.Outcome {
+// ended records what came of a request; decided makes Op.Out of an answer, one with
+// status 200 or with one of those that settle this kind of request, too.
+func ended(p *history.Pending, a Answer, err error, decided func(Answer) (any, error), settle ...int) history.Outcome {
 	o, why := Outcome(a, err)
+	if err == nil && slices.Contains(settle, a.Status) {
+		o = history.Decided
+	}
 	switch o {
 	case history.Refused:
 		p.Refused(why)

@@ -2,11 +2,16 @@ package workload
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
+	"net"
+	"net/http"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/holdfast-db/holdfast/cluster-tests/history"
 )
 
 // Clients who never rest leave room for one who does.
@@ -64,4 +69,39 @@ func TestANodeThatIsLeftIsNotPicked(t *testing.T) {
 			t.Error("picked after the end")
 		}
 	})
+}
+
+// refusing is a host on which nobody listens.
+type refusing func()
+
+func (f refusing) RoundTrip(*http.Request) (*http.Response, error) {
+	f()
+	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}
+}
+
+// A refusal takes no time. Whoever does not think before the next request rests a moment
+// all the same.
+func TestClientsDoNotSpinOnRefusals(t *testing.T) {
+	const seconds, mostASecond = 10, 260 // each rests 4 ms or more
+	for _, w := range []Workload{NewSet(), NewRegister(), NewCounter(), NewCausal(), NewAppend(), NewLongFork(), NewRestores()} {
+		t.Run(w.Name(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), seconds*time.Second)
+				defer cancel()
+				e := &Env{History: history.New(), Seed: 1, Clients: 2}
+				var asked atomic.Int32
+				most := int32(5 * seconds * mostASecond) // no workload has more clients here
+				client := &http.Client{Transport: refusing(func() {
+					if asked.Add(1) > most {
+						cancel() // no time passes for who spins, so it would not end
+					}
+				})}
+				e.Nodes = []*Node{{Name: "n1", Voter: true, URL: "http://n1", Client: client}, {Name: "n2", URL: "http://n2", Client: client}}
+				w.Clients(ctx, e)
+				if n := asked.Load(); n > most {
+					t.Errorf("%d requests in less than %d s", n, seconds)
+				}
+			})
+		})
+	}
 }

@@ -106,37 +106,29 @@ func (g *Register) Clients(ctx context.Context, e *Env) {
 
 // mix writes and reads.
 func (g *Register) mix(ctx context.Context, e *Env, r *rand.Rand, id int, nodes []*Node) {
-	for seq := 0; ; seq++ {
-		n, release, ok := e.Pick(ctx, r, nodes)
-		if !ok {
-			return
-		}
+	e.loop(ctx, r, nodes, func(n *Node, seq int) bool {
 		i := r.IntN(len(g.slots))
 		key, last := g.slots[i].take(i)
 		value := fmt.Sprintf("%d.%d", id, seq)
 		switch dice := r.IntN(100); {
 		case dice < 30:
-			ok = g.write(ctx, e, i, id, n, "put", Write{Key: key, Value: value})
+			return g.write(ctx, e, i, id, n, "put", Write{Key: key, Value: value})
 		case dice < 50:
-			ok = g.write(ctx, e, i, id, n, "cas", Write{Key: key, Value: value, Index: last})
+			return g.write(ctx, e, i, id, n, "cas", Write{Key: key, Value: value, Index: last})
 		case dice < 56:
-			ok = g.write(ctx, e, i, id, n, "delete", Write{Key: key})
+			return g.write(ctx, e, i, id, n, "delete", Write{Key: key})
 		default:
 			read := Read{Key: key, Mode: Consistent}
 			if dice >= 85 && n.Voter {
 				read.Mode = Default
 			}
-			var seen Seen
-			if seen, ok = e.read(ctx, g.Name(), id, n, read); ok {
+			seen, ok := e.read(ctx, g.Name(), id, n, read)
+			if ok {
 				g.slots[i].saw(i, key, seen.Revision, false)
 			}
+			return ok
 		}
-		release()
-		if !ok {
-			Rest(ctx, 5*time.Millisecond)
-		}
-		e.Pause(ctx, r)
-	}
+	})
 }
 
 // write makes a write of a slot's key. It is false when that was not decided.

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/history"
@@ -31,7 +32,12 @@ import (
 // state at its X-Holdfast-Applied, which goes back on no node; and who waits is
 // woken. A restore replaces what others have written, so it runs alone.
 type Restores struct {
-	archives [][]byte
+	mu       sync.Mutex
+	archives [][]byte // guarded by mu
+	// one is held by who restores: of two at a time the judge would not know which came
+	// first. Setup makes it, where the clients are: in virtual time a channel from outside
+	// would hold the clock up.
+	one chan struct{}
 }
 
 // NewRestores makes the workload.
@@ -68,7 +74,8 @@ type Archived struct {
 }
 
 // Setup implements Workload.
-func (*Restores) Setup(ctx context.Context, e *Env) error {
+func (w *Restores) Setup(ctx context.Context, e *Env) error {
+	w.one = make(chan struct{}, 1)
 	_, err := e.persistent(ctx, http.MethodPut, Key(quietKey), []byte("quiet"))
 	return err
 }
@@ -81,19 +88,12 @@ func (w *Restores) Clients(ctx context.Context, e *Env) {
 			w.restorer(ctx, e, r, id)
 			return
 		}
-		for i := 0; ; i++ {
-			n, release, ok := e.Pick(ctx, r, e.Nodes)
-			if !ok {
-				return
-			}
+		e.loop(ctx, r, e.Nodes, func(n *Node, seq int) bool {
 			if r.IntN(2) == 0 {
-				w.write(ctx, e, n, id, fmt.Sprintf("%d.%d", id, i))
-			} else {
-				w.read(ctx, e, n, id, readModes[r.IntN(len(readModes))], 0)
+				return w.write(ctx, e, n, id, fmt.Sprintf("%d.%d", id, seq)) == history.Decided
 			}
-			release()
-			e.Pause(ctx, r)
-		}
+			return w.read(ctx, e, n, id, readModes[r.IntN(len(readModes))], 0) == history.Decided
+		})
 	})
 }
 
@@ -101,11 +101,52 @@ func (w *Restores) restorer(ctx context.Context, e *Env, r *rand.Rand, id int) {
 	for ctx.Err() == nil {
 		w.save(ctx, e, e.Nodes[r.IntN(len(e.Nodes))], id, r.IntN(3) == 0)
 		Rest(ctx, time.Duration(r.Int64N(int64(30*max(e.Think, 10*time.Millisecond)))))
-		if n := len(w.archives); n > 0 && r.IntN(2) == 0 && ctx.Err() == nil {
+		if n := w.saved(); n > 0 && r.IntN(2) == 0 && ctx.Err() == nil {
 			w.restore(ctx, e, e.Nodes[r.IntN(len(e.Nodes))], id, max(0, n-1-r.IntN(3)))
 		}
 	}
 }
+
+// saved is how many archives there are.
+func (w *Restores) saved() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.archives)
+}
+
+// Archivist makes archives and restores them as a client of the workload does. Whoever
+// does so beside its clients does it through this, since the judge has to know of each.
+type Archivist struct {
+	w *Restores
+	e *Env
+}
+
+// Archivist makes one.
+func (w *Restores) Archivist(e *Env) *Archivist { return &Archivist{w, e} }
+
+// Save takes an archive of a node's state as it is now.
+func (a *Archivist) Save(ctx context.Context, n *Node) ([]byte, error) {
+	if a.w.save(ctx, a.e, n, a.id(), false) != history.Decided {
+		return nil, fmt.Errorf("%s made no archive", n.Name)
+	}
+	a.w.mu.Lock()
+	defer a.w.mu.Unlock()
+	return a.w.archives[len(a.w.archives)-1], nil
+}
+
+// Restore puts an archive that Save has returned in place, by way of a node.
+func (a *Archivist) Restore(ctx context.Context, n *Node, archive []byte) error {
+	a.w.mu.Lock()
+	number := slices.IndexFunc(a.w.archives, func(o []byte) bool { return bytes.Equal(o, archive) })
+	a.w.mu.Unlock()
+	if _, ok := a.w.restore(ctx, a.e, n, a.id(), number); !ok {
+		return fmt.Errorf("%s did not say that it restored", n.Name)
+	}
+	return nil
+}
+
+// id is the client's behind those of the workload.
+func (a *Archivist) id() int { return a.e.Clients + 1 }
 
 // halves are the keys of a pair.
 func halves(pair string) [2]string {
@@ -135,9 +176,6 @@ func (w *Restores) read(ctx context.Context, e *Env, n *Node, client int, mode s
 	}
 	p := e.History.Call(history.Op{Workload: w.Name(), Client: client, Node: n.Name, Name: "read", In: mode})
 	a, err := n.Do(ctx, http.MethodGet, path, nil)
-	if err == nil && a.Status == http.StatusNotFound {
-		a.Status, a.Body = http.StatusOK, []byte("[]")
-	}
 	return ended(p, a, err, func(a Answer) (any, error) {
 		applied, err := a.Applied()
 		if err != nil {
@@ -145,7 +183,7 @@ func (w *Restores) read(ctx context.Context, e *Env, n *Node, client int, mode s
 		}
 		entries, err := a.Entries()
 		return picture(applied, entries), err
-	})
+	}, http.StatusNotFound)
 }
 
 // picture puts the halves together.
@@ -173,14 +211,14 @@ func picture(applied uint64, entries []Entry) Picture {
 }
 
 // save archives a node's state.
-func (w *Restores) save(ctx context.Context, e *Env, n *Node, client int, local bool) {
+func (w *Restores) save(ctx context.Context, e *Env, n *Node, client int, local bool) history.Outcome {
 	path := "/v1/snapshot"
 	if local {
 		path += "?" + stale
 	}
 	p := e.History.Call(history.Op{Workload: w.Name(), Client: client, Node: n.Name, Name: "save", In: path})
 	a, err := n.Do(ctx, http.MethodGet, path, nil)
-	ended(p, a, err, func(a Answer) (any, error) {
+	return ended(p, a, err, func(a Answer) (any, error) {
 		index, err := a.Index()
 		if err != nil {
 			return nil, err
@@ -189,6 +227,8 @@ func (w *Restores) save(ctx context.Context, e *Env, n *Node, client int, local 
 		if err != nil || revision != index {
 			return nil, fmt.Errorf("archive with header %d of revision %d: %v", index, revision, err)
 		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
 		w.archives = append(w.archives, a.Body)
 		return Archived{len(w.archives) - 1, picture(index, entries)}, nil
 	})
@@ -196,10 +236,19 @@ func (w *Restores) save(ctx context.Context, e *Env, n *Node, client int, local 
 
 // restore puts an archive in place.
 func (w *Restores) restore(ctx context.Context, e *Env, n *Node, client, number int) (index uint64, ok bool) {
+	select {
+	case w.one <- struct{}{}:
+		defer func() { <-w.one }()
+	case <-ctx.Done():
+		return 0, false
+	}
+	w.mu.Lock()
+	archive := w.archives[number]
+	w.mu.Unlock()
 	p := e.History.Call(history.Op{Workload: w.Name(), Client: client, Node: n.Name, Name: "restore", In: number})
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*Patience)
 	defer cancel()
-	a, err := n.Ask(ctx, http.MethodPut, "/v1/snapshot", w.archives[number])
+	a, err := n.Ask(ctx, http.MethodPut, "/v1/snapshot", archive)
 	ok = ended(p, a, err, func(a Answer) (_ any, err error) {
 		index, err = a.Index()
 		return index, err
@@ -211,7 +260,7 @@ func (w *Restores) restore(ctx context.Context, e *Env, n *Node, client, number 
 // read at each, a write of each pair, and a read again.
 func (w *Restores) Finish(ctx context.Context, e *Env) error {
 	w.save(ctx, e, e.Nodes[0], teller, false)
-	if len(w.archives) == 0 {
+	if w.saved() == 0 {
 		return errors.New("no archive could be made")
 	}
 	var restored uint64
@@ -224,7 +273,7 @@ func (w *Restores) Finish(ctx context.Context, e *Env) error {
 		}
 		Rest(ctx, 500*time.Millisecond) // they are about to ask
 		for i, ok := 0, false; i < 20 && !ok; i++ {
-			restored, ok = w.restore(ctx, e, e.Nodes[i%len(e.Nodes)], teller, len(w.archives)-1)
+			restored, ok = w.restore(ctx, e, e.Nodes[i%len(e.Nodes)], teller, w.saved()-1)
 		}
 	}()
 	e.each(len(e.Nodes), func(i int) {

@@ -4,9 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/holdfast-db/holdfast/cluster-tests/history"
 )
@@ -20,7 +20,7 @@ import (
 // limit. One is in from the compare-and-set that let him in until the one by which
 // he left, or until his contender is unlocked. No compare-and-set that succeeds was
 // made of a list that had changed. And that of sessions, see sessions.go.
-type Semaphores struct{ ttl time.Duration }
+type Semaphores struct{ leasing }
 
 // NewSemaphores makes the workload.
 func NewSemaphores() *Semaphores { return &Semaphores{} }
@@ -51,25 +51,11 @@ type Swap struct {
 	Seats
 }
 
-// Setup implements Workload.
-func (w *Semaphores) Setup(ctx context.Context, e *Env) (err error) {
-	w.ttl, err = e.shortestTTL(ctx)
-	return err
-}
-
 // Clients implements Workload.
 func (w *Semaphores) Clients(ctx context.Context, e *Env) {
-	e.each(max(e.Clients, seats+1), func(id int) {
-		c := &lessee{e: e, r: e.Rand(w.Name(), id), name: w.Name(), id: id}
-		for ctx.Err() == nil {
-			s := Session{TTL: w.ttl, Behavior: "delete"}
-			if id, ok := c.open(ctx, s); ok {
-				h := &holder{lessee: c, Session: s, session: id, renewed: e.History.Now()}
-				h.contend(ctx)
-			}
-			e.Pause(ctx, c.r)
-		}
-	})
+	e.holders(ctx, w.Name(), max(e.Clients, seats+1), func(*rand.Rand) Session {
+		return Session{TTL: w.ttl, Behavior: "delete"}
+	}, (*holder).contend)
 }
 
 // contend comes in and leaves, until the session is over, or is left to itself.
@@ -175,34 +161,24 @@ func (w *Semaphores) Finish(ctx context.Context, e *Env) error {
 	if err := e.awaitExpiry(ctx, w.Name(), w.ttl); err != nil {
 		return err
 	}
-	c := &lessee{e: e, r: e.Rand(w.Name(), teller), name: w.Name(), id: teller}
-	session, ok := c.open(ctx, Session{TTL: w.ttl, Behavior: "delete"})
+	h, ok := e.lessee(w.Name(), teller).hold(ctx, Session{TTL: w.ttl, Behavior: "delete"})
 	if !ok {
 		return fmt.Errorf("no session")
 	}
-	h := &holder{lessee: c, Session: Session{TTL: w.ttl}, session: session, renewed: e.History.Now()}
 	for i := range semaphores {
 		dir := fmt.Sprintf("semaphores/%d/", i)
 		limited, cancel := context.WithTimeout(ctx, w.ttl+overtime)
-		in := h.grab(ctx, "acquire", Grab{dir + session, session, h.value("contender")}).OK && h.swap(limited, dir, true)
+		in := h.grab(ctx, "acquire", Grab{dir + h.session, h.session, h.value("contender")}).OK && h.swap(limited, dir, true)
 		cancel()
 		p := e.History.Call(history.Op{Workload: w.Name(), Client: teller + 1, Node: e.Nodes[0].Name, Name: "free", In: dir})
 		p.Decided(in)
 	}
-	c.destroy(ctx, session)
+	h.destroy(ctx, h.session)
 	return e.tellAll(ctx, w.Name())
 }
 
 // Check implements Workload.
 func (w *Semaphores) Check(ops []history.Op) []Anomaly {
-	l, ok, found := theLog(ops)
-	found = append(found, broken(ops)...)
-	all := leases(ops)
-	clock := newClockwork(ops, sessionIndex)
-	if !ok {
-		return append(found, judgeLeases(ops, all, clock)...)
-	}
-	t := newTenure(ops, all, clock, l.From)
 	swaps := map[string]history.Op{} // by their writers
 	for _, o := range ops {
 		if s, ok := o.In.(Swap); ok {
@@ -212,23 +188,20 @@ func (w *Semaphores) Check(ops []history.Op) []Anomaly {
 	there := map[string]uint64{}         // where the log has a swap
 	in := map[string]map[string]uint64{} // by semaphore: sessions, and since when
 	modified := map[string]uint64{}      // of the lists
-	for changes := range l.indexes {
-		t.index(changes)
-		for _, c := range changes {
-			dir, name, _ := strings.Cut(strings.TrimPrefix(c.KV.Key, "semaphores/"), "/")
-			if in[dir] == nil {
-				in[dir] = map[string]uint64{}
-			}
-			if name == ".lock" {
-				t.swapped(c, dir, swaps, in[dir], modified, there)
-			} else if c.Op == "delete" || c.KV.Session == "" {
-				delete(in[dir], name)
-			}
+	l, ok, found := judgeHolders(ops, func(t *tenure, c Change) {
+		dir, name, _ := strings.Cut(strings.TrimPrefix(c.KV.Key, "semaphores/"), "/")
+		if in[dir] == nil {
+			in[dir] = map[string]uint64{}
 		}
+		if name == ".lock" {
+			t.swapped(c, dir, swaps, in[dir], modified, there)
+		} else if c.Op == "delete" || c.KV.Session == "" {
+			delete(in[dir], name)
+		}
+	})
+	if !ok {
+		return found
 	}
-	found = append(found, t.found...)
-	found = append(found, judgeLeases(ops, all, clock)...)
-	found = append(found, t.answers(ops, l)...)
 	for _, o := range ops {
 		if s, ok := o.In.(Swap); ok {
 			if got, ok := o.Out.(Got); ok && got.Index >= l.From &&

@@ -34,6 +34,16 @@ type Session struct {
 	Behavior       string
 }
 
+// leasing is what the workloads of sessions have in common: a TTL, the shortest that the
+// cluster allows.
+type leasing struct{ ttl time.Duration }
+
+// Setup implements Workload.
+func (w *leasing) Setup(ctx context.Context, e *Env) (err error) {
+	w.ttl, err = e.shortestTTL(ctx)
+	return err
+}
+
 // Opened is a session that was made, and at which index.
 type Opened struct {
 	ID    string
@@ -57,6 +67,11 @@ type lessee struct {
 	name string // of the workload
 	id   int
 	made int // values
+}
+
+// lessee is one of the clients of a workload.
+func (e *Env) lessee(workload string, id int) *lessee {
+	return &lessee{e: e, r: e.Rand(workload, id), name: workload, id: id}
 }
 
 // ask makes a request at any node once one has time for it. ok is false when ctx
@@ -96,15 +111,19 @@ func (c *lessee) open(ctx context.Context, s Session) (id string, ok bool) {
 	return id, ok
 }
 
+// hold opens a session and becomes its holder.
+func (c *lessee) hold(ctx context.Context, s Session) (h *holder, ok bool) {
+	id, ok := c.open(ctx, s)
+	return &holder{lessee: c, Session: s, session: id, renewed: c.e.History.Now()}, ok
+}
+
 // renew starts the session's time anew. gone says that there is none any more.
 func (c *lessee) renew(ctx context.Context, id string) (gone bool) {
 	c.ask(ctx, "renew", id, http.MethodPut, "/v1/session/renew/"+id, nil, func(p *history.Pending, a Answer, err error) {
-		if err == nil && a.Status == http.StatusNotFound {
-			gone = true
-			p.Decided(false)
-			return
-		}
-		ended(p, a, err, func(Answer) (any, error) { return true, nil })
+		ended(p, a, err, func(a Answer) (any, error) {
+			gone = a.Status == http.StatusNotFound
+			return !gone, nil
+		}, http.StatusNotFound)
 	})
 	return gone
 }
@@ -131,6 +150,37 @@ func (c *lessee) grab(ctx context.Context, name string, g Grab) (got Got) {
 		})
 	})
 	return got
+}
+
+// holder is a client with a session.
+type holder struct {
+	*lessee
+	Session
+	session string
+	renewed time.Duration
+}
+
+// keep renews the session in time, and says whether it is there.
+func (h *holder) keep(ctx context.Context) bool {
+	if h.e.History.Now()-h.renewed < h.TTL/3 {
+		return true
+	}
+	h.renewed = h.e.History.Now()
+	return !h.renew(ctx, h.session)
+}
+
+// holders runs n clients of a workload. Each has one session after the other, as draw
+// makes them, and lives with it.
+func (e *Env) holders(ctx context.Context, workload string, n int, draw func(*rand.Rand) Session, live func(*holder, context.Context)) {
+	e.each(n, func(id int) {
+		c := e.lessee(workload, id)
+		for ctx.Err() == nil {
+			if h, ok := c.hold(ctx, draw(c.r)); ok {
+				live(h, ctx)
+			}
+			e.Pause(ctx, c.r)
+		}
+	})
 }
 
 // shortestTTL is the shortest TTL that the cluster allows.
@@ -307,8 +357,8 @@ type tenant struct {
 }
 
 // newTenure prepares to follow a log.
-func newTenure(ops []history.Op, all map[string]*lease, clock *clockwork, from uint64) *tenure {
-	t := &tenure{leases: all, clock: clock, grabs: map[string]history.Op{}, keys: map[string]*tenant{}, whole: from <= 1}
+func newTenure(ops []history.Op, all map[string]*lease, clock *clockwork, l Log) *tenure {
+	t := &tenure{leases: all, clock: clock, grabs: map[string]history.Op{}, keys: map[string]*tenant{}, whole: l.whole()}
 	for _, o := range ops {
 		if g, ok := o.In.(Grab); ok {
 			t.grabs[g.Value] = o
@@ -479,4 +529,40 @@ func (t *tenure) answers(ops []history.Op, l Log) (found []Anomaly) {
 		}
 	}
 	return found
+}
+
+// judgeHolders holds what clients of sessions were told against the log, and against
+// each other. It follows the log, and calls also for each change when it has followed
+// the index of the change. ok is false before anybody was asked for the log.
+func judgeHolders(ops []history.Op, also func(*tenure, Change)) (l Log, ok bool, found []Anomaly) {
+	l, ok, found = theLog(ops)
+	found = append(found, broken(ops)...)
+	all := leases(ops)
+	clock := newClockwork(ops, sessionIndex)
+	if !ok {
+		return l, false, append(found, judgeLeases(ops, all, clock)...)
+	}
+	t := newTenure(ops, all, clock, l)
+	for changes := range l.indexes {
+		t.index(changes)
+		for _, c := range changes {
+			also(t, c)
+		}
+	}
+	found = append(found, t.found...)
+	found = append(found, judgeLeases(ops, all, clock)...) // which knows now what has ended, and when
+	return l, true, append(found, t.answers(ops, l)...)
+}
+
+// sessionIndex is the index that a request of a client of sessions was answered with.
+func sessionIndex(o history.Op) (uint64, bool) {
+	switch out := o.Out.(type) {
+	case Opened:
+		return out.Index, true
+	case Got:
+		return out.Index, !out.Gone
+	case uint64:
+		return out, true
+	}
+	return 0, false
 }

@@ -32,26 +32,19 @@ func (*Set) Setup(context.Context, *Env) error { return nil }
 func (s *Set) Clients(ctx context.Context, e *Env) {
 	e.each(e.Clients, func(id int) {
 		r := e.Rand(s.Name(), id)
-		for i := 0; ; i++ {
-			n, release, ok := e.Pick(ctx, r, e.Nodes)
-			if !ok {
-				return
-			}
+		e.loop(ctx, r, e.Nodes, func(n *Node, seq int) bool {
 			if r.IntN(3) > 0 {
-				s.add(ctx, e, n, id, id+i*e.Clients)
-			} else {
-				s.read(ctx, e, n, id)
+				return s.add(ctx, e, n, id, id+seq*e.Clients) == history.Decided
 			}
-			release()
-			e.Pause(ctx, r)
-		}
+			return s.read(ctx, e, n, id) == history.Decided
+		})
 	})
 }
 
-func (s *Set) add(ctx context.Context, e *Env, n *Node, client, number int) {
+func (s *Set) add(ctx context.Context, e *Env, n *Node, client, number int) history.Outcome {
 	p := e.History.Call(history.Op{Workload: s.Name(), Client: client, Node: n.Name, Name: "add", In: number})
 	a, err := n.Do(ctx, http.MethodPut, Key(fmt.Sprintf("set/%08d", number)), nil)
-	ended(p, a, err, func(a Answer) (any, error) {
+	return ended(p, a, err, func(a Answer) (any, error) {
 		if !a.True() {
 			return nil, fmt.Errorf("a plain put answered %.100q", a.Body)
 		}
@@ -59,14 +52,13 @@ func (s *Set) add(ctx context.Context, e *Env, n *Node, client, number int) {
 	})
 }
 
-func (s *Set) read(ctx context.Context, e *Env, n *Node, client int) {
+func (s *Set) read(ctx context.Context, e *Env, n *Node, client int) history.Outcome {
 	p := e.History.Call(history.Op{Workload: s.Name(), Client: client, Node: n.Name, Name: "read"})
 	a, err := n.Do(ctx, http.MethodGet, Key("set/")+"?keys&consistent", nil)
-	if err == nil && a.Status == http.StatusNotFound {
-		p.Decided([]int(nil))
-		return
-	}
-	ended(p, a, err, func(a Answer) (any, error) {
+	return ended(p, a, err, func(a Answer) (any, error) {
+		if a.Status == http.StatusNotFound {
+			return []int(nil), nil
+		}
 		var keys []string
 		if err := json.Unmarshal(a.Body, &keys); err != nil {
 			return nil, err
@@ -80,7 +72,7 @@ func (s *Set) read(ctx context.Context, e *Env, n *Node, client int) {
 			numbers = append(numbers, number)
 		}
 		return numbers, nil
-	})
+	}, http.StatusNotFound)
 }
 
 // Finish implements Workload: a read at each node.

@@ -139,9 +139,6 @@ func (w *Watches) wait(ctx context.Context, e *Env, n *Node, client int, in Wait
 	ctx, cancel := context.WithTimeout(ctx, in.For+in.For/16+Patience)
 	defer cancel()
 	a, err := n.Ask(ctx, http.MethodGet, path, nil)
-	if err == nil && a.Status == http.StatusNotFound {
-		a.Status, a.Body = http.StatusOK, []byte("[]")
-	}
 	ok = ended(p, a, err, func(a Answer) (_ any, err error) {
 		if seen.Index, err = a.Index(); err != nil {
 			return nil, err
@@ -151,7 +148,7 @@ func (w *Watches) wait(ctx context.Context, e *Env, n *Node, client int, in Wait
 		}
 		seen.Entries, err = a.Entries()
 		return seen, err
-	}) == history.Decided
+	}, http.StatusNotFound) == history.Decided
 	return seen, ok
 }
 
@@ -212,13 +209,10 @@ func (w *Watches) Finish(ctx context.Context, e *Env) error {
 
 // Check implements Workload.
 func (w *Watches) Check(ops []history.Op) []Anomaly {
-	l, ok, found := theLog(ops)
-	found = append(found, broken(ops)...)
-	if !ok {
+	past, found := judgeWriters(ops)
+	if past == nil {
 		return found
 	}
-	past := newPast(l)
-	found = append(found, past.edits(ops)...)
 	answering := map[string]*serving{}
 	var acknowledged front
 	for _, o := range ops {
@@ -236,7 +230,13 @@ func (w *Watches) Check(ops []history.Op) []Anomaly {
 	for _, s := range answering {
 		s.settle()
 	}
-	clock := newClockwork(ops, func(o history.Op) (uint64, bool) { i, ok := o.Out.(uint64); return i, ok })
+	// Puts alone make the index that they are answered with: a delete of nothing is
+	// answered with what was last.
+	clock := newClockwork(ops, func(o history.Op) (uint64, bool) {
+		i, ok := o.Out.(uint64)
+		edits, _ := o.In.([]Edit)
+		return i, ok && slices.ContainsFunc(edits, func(e Edit) bool { return !e.Delete })
+	})
 	for _, o := range ops {
 		if o.Name == "last" && o.Out == false {
 			found = append(found, anomaly("never woken", "all was written a last time, and who waited for it did not see that", o))
@@ -259,7 +259,7 @@ func (w *Watches) Check(ops []history.Op) []Anomaly {
 		if seen.Applied < must {
 			found = append(found, anomaly("read of the past", fmt.Sprintf("index %d was acknowledged before", must), o))
 		}
-		if seen.Applied < l.From || seen.Applied > l.To {
+		if seen.Applied < past.From || seen.Applied > past.To {
 			continue
 		}
 		if what := past.wrong(in.Target, seen); what != "" {
@@ -285,7 +285,7 @@ func (p *past) wrong(target string, seen Woken) string {
 	switch {
 	case what != "":
 		return what
-	case seen.Index < index, seen.Index > seen.Applied, seen.Index > index && p.whole && !none:
+	case seen.Index < index, seen.Index > seen.Applied, seen.Index > index && p.whole() && !none:
 		return fmt.Sprintf("its last change was at %d", index)
 	}
 	return ""

@@ -78,6 +78,12 @@ func TestWatchesJudgeFindsWhoIsNotWokenOrMisled(t *testing.T) {
 			m.waited(5, 6, local(aDir, 0), 4, 4, two, other)
 			m.waited(3_200, 3_201, local(aDir, 0), 4, 4, two, other)
 		}, nil},
+		{"a delete of nothing long after, answered with what was last", func(m *made) {
+			m.waited(3, 6, local(aKey, 2), 4, 4, two)
+			m.waited(5, 6, local(aDir, 0), 4, 4, two, other)
+			m.waited(3_200, 3_201, local(aDir, 0), 4, 4, two, other)
+			m.op(9_000, 9_001, "edit", []Edit{{Target: watchKey(1, 2), Delete: true}}, uint64(4))
+		}, nil},
 		{"never woken at all", func(m *made) { m.op(60_000, 120_000, "last", aKey, false) }, []string{"never woken"}},
 		{"a write that is lost", func(m *made) { m.op(5, 6, "edit", []Edit{{Target: aKey, Value: "1.0"}}, uint64(5)) }, []string{"lost"}},
 		{"a delete that is lost", func(m *made) { m.op(5, 6, "edit", []Edit{{Target: aDir, Delete: true}}, uint64(5)) }, []string{"lost"}},

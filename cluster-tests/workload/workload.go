@@ -201,6 +201,24 @@ func Rest(ctx context.Context, d time.Duration) {
 	}
 }
 
+// loop is a client that makes one request after the other, numbered from 0, each at one
+// of nodes, until ctx ends. When request says that it was not decided the client rests a
+// moment before it thinks, so that refusals, which come at once, do not make it spin.
+func (e *Env) loop(ctx context.Context, r *rand.Rand, nodes []*Node, request func(n *Node, seq int) (decided bool)) {
+	for seq := 0; ; seq++ {
+		n, release, ok := e.Pick(ctx, r, nodes)
+		if !ok {
+			return
+		}
+		decided := request(n, seq)
+		release()
+		if !decided {
+			Rest(ctx, 5*time.Millisecond)
+		}
+		e.Pause(ctx, r)
+	}
+}
+
 // each runs n clients, numbered from 0, and returns when all have.
 func (e *Env) each(n int, client func(id int)) {
 	var running sync.WaitGroup
