@@ -16,7 +16,10 @@ import (
 // group is group commit: writes that arrive while entries are on their way
 // share the next entry, so that the cost of a log append, a disk sync and a
 // round trip is paid once for many of them. An idle group sends a write at
-// once; it never waits for company.
+// once. While entries are on their way the next one leaves when no fewer writes
+// wait than are in those: sooner, it would be small, and costs every node what a
+// large one does, a sync and a dozen wake-ups. Nagle's algorithm (RFC 896) does so
+// with packets.
 //
 // Each write keeps its own command, its own revision and its own result: only
 // the log entry is shared.
@@ -37,6 +40,7 @@ type group struct {
 	held    bool          // guarded by mu; nothing is let in for now
 	doubt   bool          // guarded by mu; an entry of this term failed, and may be in the log
 	pending []*proposal   // guarded by mu; in order of arrival
+	bytes   int           // guarded by mu; of what is pending
 	flying  [][]*proposal // guarded by mu; the entries in flight, one for each driver
 	idle    chan struct{} // guarded by mu; closed when nothing is in flight
 	// revoked are the writes that must not be let in in this term; guarded by mu.
@@ -77,9 +81,8 @@ func (g *group) submit(ctx context.Context, w write) (command.Result, error) {
 		return command.Result{}, err
 	}
 	g.pending = append(g.pending, p)
-	if len(g.flying) < g.inFlight {
-		batch := g.take()
-		g.flying = append(g.flying, batch)
+	g.bytes += len(w.encoded)
+	if batch := g.next(); batch != nil {
 		go g.drive(g.term, batch)
 	}
 	g.mu.Unlock()
@@ -105,44 +108,49 @@ func (g *group) refuses(w write) error {
 	return g.admit(w)
 }
 
-// take removes the next entry's worth of proposals. It holds at least one,
-// however large, if any is pending. Called with mu held.
-func (g *group) take() []*proposal {
+// next removes the next entry's worth of proposals, which are in flight then, or
+// returns nil when there is none or it is not to leave yet. It holds at least one
+// proposal, however large. Called with mu held.
+func (g *group) next() []*proposal {
+	flying := 0
+	for _, batch := range g.flying {
+		flying += len(batch)
+	}
+	full := len(g.pending) >= maxGroup || g.bytes >= command.MaxEntry
+	if len(g.pending) == 0 || len(g.flying) >= g.inFlight || len(g.pending) < flying && !full {
+		return nil
+	}
 	n, size := 0, 0
 	for n < len(g.pending) && n < maxGroup {
-		size += len(g.pending[n].encoded)
-		if n > 0 && size > command.MaxEntry {
+		more := len(g.pending[n].encoded)
+		if n > 0 && size+more > command.MaxEntry {
 			break
 		}
+		size += more
 		n++
 	}
 	batch := g.pending[:n:n]
-	g.pending = g.pending[n:]
+	g.pending, g.bytes = g.pending[n:], g.bytes-size
 	if len(g.pending) == 0 {
 		g.pending = nil
 	}
+	g.flying = append(g.flying, batch)
 	return batch
 }
 
-// drive carries entries through Raft, one after the other, until nothing is
-// pending.
+// drive carries entries through Raft, one after the other, until none is to leave.
 func (g *group) drive(term uint64, batch []*proposal) {
-	for len(batch) > 0 {
+	for batch != nil {
 		err := g.commit(term, batch)
 		g.mu.Lock()
 		if term == g.term && errors.Is(err, command.ErrOutcomeUnknown) {
 			g.doubt = true
 		}
-		i := slices.IndexFunc(g.flying, func(b []*proposal) bool { return b[0] == batch[0] })
-		term, batch = g.term, g.take()
-		if len(batch) > 0 {
-			g.flying[i] = batch
-		} else {
-			g.flying = slices.Delete(g.flying, i, i+1)
-			if len(g.flying) == 0 && g.idle != nil {
-				close(g.idle)
-				g.idle = nil
-			}
+		g.flying = slices.DeleteFunc(g.flying, func(b []*proposal) bool { return b[0] == batch[0] })
+		term, batch = g.term, g.next()
+		if len(g.flying) == 0 && g.idle != nil {
+			close(g.idle)
+			g.idle = nil
 		}
 		g.mu.Unlock()
 	}
@@ -236,7 +244,7 @@ func (g *group) refuseAll() {
 		p.err = command.ErrNotLeader
 		close(p.done)
 	}
-	g.pending = nil
+	g.pending, g.bytes = nil, 0
 }
 
 // drain keeps writes out and waits until nothing is pending or in flight.

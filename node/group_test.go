@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -117,6 +118,56 @@ func TestGroupSendsALoneWriteAtOnce(t *testing.T) {
 		if d := time.Since(began); d != 0 {
 			t.Errorf("a lone write was delayed by %v", d)
 		}
+	})
+}
+
+// A second client must not wait for the first one's round trip, and a crowd must not be
+// split into entries that each cost a sync.
+func TestGroupSendsTheNextEntryWhenAsManyWaitAsAreOnTheirWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &fakeApply{takes: time.Second}
+		g := newTestGroup(a, 3)
+		write := func(n, size int) {
+			for range n {
+				go g.submit(t.Context(), putOf("k", size))
+				synctest.Wait()
+			}
+		}
+		sizes := func() (of []int) {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			for _, e := range a.entries {
+				of = append(of, len(e.Commands))
+			}
+			return of
+		}
+		expect := func(when string, want ...int) {
+			t.Helper()
+			if got := sizes(); !slices.Equal(got, want) {
+				t.Errorf("%s: entries of %v writes, not %v", when, got, want)
+			}
+		}
+		write(1, 1)
+		expect("the first", 1)
+		time.Sleep(100 * time.Millisecond)
+		write(2, 1)
+		expect("one on its way, two more", 1, 1)
+		write(1, 1)
+		expect("as many wait as are on their way", 1, 1, 2)
+		write(5, 1)
+		expect("three entries are under way", 1, 1, 2)
+		time.Sleep(time.Second - 100*time.Millisecond) // the first is back
+		synctest.Wait()
+		expect("five wait, three are on their way", 1, 1, 2, 5)
+		write(4, 1)
+		time.Sleep(100 * time.Millisecond) // the second and third are
+		synctest.Wait()
+		expect("four wait, five are on their way", 1, 1, 2, 5)
+		write(1, command.MaxEntry)
+		expect("what waits fills an entry", 1, 1, 2, 5, 4)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		expect("at the end", 1, 1, 2, 5, 4, 1)
 	})
 }
 

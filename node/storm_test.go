@@ -136,13 +136,13 @@ func (s *storm) isolateBehind(leader *member) {
 	gate := s.gates[leader.name]
 	gate.close()
 	defer gate.open()
-	eventually(s.c.t, "the followers hold all that the leader has under way", func() bool {
+	eventually(s.c.t, "the followers hold what the leader has under way", func() bool {
 		if !gate.holds() {
 			return false
 		}
 		has, _ := leader.state.Applied()
 		for _, m := range s.c.followersOf(leader) {
-			if holds, _ := m.state.Applied(); holds < has+node.DefaultInFlight {
+			if holds, _ := m.state.Applied(); holds <= has {
 				return false
 			}
 		}
