@@ -123,21 +123,46 @@ const (
 	// what makes a round trip longer than its shortest is waiting in a queue, and
 	// mostly behind bulk.
 	longQueue = 150 * time.Millisecond
-	// shortestKept is for how long the shortest round trip is believed: routes change.
-	shortestKept = 10 * time.Minute
 )
+
+// shortest is the shortest round trip lately: how far a peer is, without the queues.
+// The zero value knows none.
+type shortest struct {
+	mu sync.Mutex
+	d  time.Duration // guarded by mu, as at
+	at time.Time
+}
+
+// shortestKept is for how long the shortest round trip is believed: routes change.
+const shortestKept = 10 * time.Minute
+
+// note takes one round trip and returns the shortest.
+func (s *shortest) note(at time.Time, d time.Duration) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.d == 0 || d < s.d || at.Sub(s.at) > shortestKept {
+		s.d, s.at = d, at
+	}
+	return s.d
+}
+
+// below reports whether it is known, and below d.
+func (s *shortest) below(d time.Duration) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.d > 0 && s.d < d
+}
 
 // window bounds the bytes on their way to a peer by the delay they cause. TCP by
 // itself fills whatever buffers there are on the way, and on a slow line these may
 // hold what it carries in a minute. It doubles with each round trip until a queue
 // shows, is halved when one is long, and grows by an eighth then.
 type window struct {
-	mu         sync.Mutex
-	size       int // guarded by mu, as all below; 0: none was needed yet
-	met        bool
-	shortest   time.Duration
-	shortestAt time.Time
-	changed    time.Time
+	shortest shortest
+	mu       sync.Mutex
+	size     int // guarded by mu, as all below; 0: none was needed yet
+	met      bool
+	changed  time.Time
 }
 
 func (w *window) bytes() int {
@@ -154,15 +179,13 @@ func (w *window) piece() int { return min(max(w.bytes()/4, leastPiece), mostPiec
 // judge moves the window by a connection's round trips: now and the shortest. limited:
 // somebody had to wait for room.
 func (w *window) judge(at time.Time, now, shortest time.Duration, limited bool) {
+	queue := now - w.shortest.note(at, shortest)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.shortest == 0 || shortest < w.shortest || at.Sub(w.shortestAt) > shortestKept {
-		w.shortest, w.shortestAt = shortest, at
-	}
 	if at.Sub(w.changed) < now {
 		return // what changed last does not show yet
 	}
-	switch queue := now - w.shortest; {
+	switch {
 	case queue > longQueue:
 		w.size, w.met, w.changed = max(w.size/2, leastWindow), true, at
 	case queue > longQueue/2 || !limited:

@@ -115,6 +115,22 @@ func TestWhatStandsStillIsGivenUp(t *testing.T) {
 	}
 }
 
+// TestASiteInTheSameNetworkIsSentPlainBytes: what they save would cost more time.
+func TestASiteInTheSameNetworkIsSentPlainBytes(t *testing.T) {
+	n1, _, _, _ := sites(t, nil, nil)
+	e1 := n1.peer("e1")
+	for i, far := range []bool{true, false, false} {
+		e1.measured([]time.Duration{2 * nearby, nearby / 2, 2 * nearby}[i]) // the last: a queue
+		before := e1.packs.count().Requests
+		if err := n1.AppendEntries("e1", "e1", replication("n1", 1, uint64(i+1), recordBytes(16<<10)), new(raft.AppendEntriesResponse)); err != nil {
+			t.Fatal(err)
+		}
+		if packed := e1.packs.count().Requests > before; packed != far {
+			t.Errorf("request %d: compressed %v", i, packed)
+		}
+	}
+}
+
 // TestReplicationToAnotherSiteIsCompressed, and arrives as it was; nothing else is.
 func TestReplicationToAnotherSiteIsCompressed(t *testing.T) {
 	n1, _, _, b := sites(t, nil, nil)

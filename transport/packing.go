@@ -72,7 +72,7 @@ func (p *shrinkage) shrank(yes bool) {
 func (rc *raftConn) pack(frame []byte) []byte {
 	p := rc.peer
 	plain := frame[raftHeader:]
-	if !rc.packs || rc.far == nil || p.pace.fast() || !p.shrinkage.worth(len(plain)) {
+	if !rc.packs || rc.far == nil || p.shortest.below(nearby) || p.pace.fast() || !p.shrinkage.worth(len(plain)) {
 		return frame
 	}
 	if rc.zstd == nil {
@@ -125,6 +125,9 @@ const (
 	// requestTime is about how long one request may take on a slow link: what is
 	// lost when it breaks, and how long it is until the next says what was committed.
 	requestTime = 2 * time.Second
+	// nearby is the round trip of a local network, on which plain bytes are there sooner
+	// than packed ones, whatever site is at its other end.
+	nearby = time.Millisecond
 	// paceRequest is the least request by which a link's pace is measured.
 	paceRequest = 32 << 10
 	// leastAppendBytes is the least bound of a request, and farAppendBytes that of

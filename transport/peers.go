@@ -45,7 +45,8 @@ type peer struct {
 	sent, received atomic.Uint64
 	copies         copyCounters
 	contact        atomic.Int64 // unix nanoseconds
-	rtt            atomic.Int64 // nanoseconds
+	rtt            atomic.Int64 // nanoseconds, smoothed
+	shortest       shortest     // round trip
 	entries        atomic.Uint64
 	paused         atomic.Bool // by its last answer to replication
 	packs          packCounter
@@ -86,6 +87,7 @@ func (p *peer) returned() <-chan struct{} {
 
 // measured folds one round trip into the smoothed one.
 func (p *peer) measured(rtt time.Duration) {
+	p.shortest.note(time.Now(), rtt)
 	if old := p.rtt.Load(); old > 0 {
 		rtt = time.Duration(old) + (rtt-time.Duration(old))/8
 	}
