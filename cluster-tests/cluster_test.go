@@ -308,7 +308,9 @@ func (c *cluster) launch(n *node) error {
 	cmd.SysProcAttr = dieWithParent()
 	run := cmd.Start
 	if n.clock != nil {
-		run = func() error { return n.clock.Start(cmd, c.bin) }
+		run = func() error {
+			return withTimerSlack(func() error { return n.clock.Start(cmd, c.bin) })
+		}
 	}
 	if err := run(); err != nil {
 		log.Close()

@@ -204,7 +204,9 @@ func (w *copyWriter) keepAlive() {
 }
 
 func (w *copyWriter) beat() {
-	w.mu.Lock()
+	if !w.mu.TryLock() {
+		return // a chunk is on its way, for as long as that takes: sign enough
+	}
 	defer w.mu.Unlock()
 	w.silent++
 	if !w.sent && w.err == nil && w.silent < longestSilence*beatsPerIdle {

@@ -31,7 +31,16 @@ type agentConfig struct {
 	// node off from others, empty on a real one: see serveFaultSwitch. The
 	// transport runs with faults enabled only if it is set.
 	FaultSwitch string
+	// TimerSlack is how late timers of the process may be: see relaxed.
+	TimerSlack time.Duration
 }
+
+// defaultTimerSlack is a hundredth of the shortest time in which nodes expect to hear
+// of each other, and maxTimerSlack a fifth.
+const (
+	defaultTimerSlack = 500 * time.Microsecond
+	maxTimerSlack     = 10 * time.Millisecond
+)
 
 // Bounds of --leader-priority and --leader-hold-off. Members report twice a second,
 // so a shorter hold-off would rest on a single report.
@@ -158,6 +167,7 @@ and that over the file.`,
 	fs.Var(&f.diskReserve, "disk-reserve", "free space below which a leader takes no writes that add data, and hands over to a voter that has more")
 	fs.StringVar(&f.StandbyDir, "standby-data-dir", "", "empty directory on another disk, entered when that of --data-dir has failed")
 	fs.DurationVar(&f.StandbyAfter, "standby-after", 30*time.Second, "enter it also when the disk of --data-dir has hung for this long")
+	fs.DurationVar(&f.TimerSlack, "timer-slack", defaultTimerSlack, "how late timers may be, which spares processor time (Linux; 0: as the system has it)")
 	fs.StringVar(&f.logLevel, "log-level", "info", "trace, debug, info, warn or error")
 	fs.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	fs.StringVar(&f.config, "config", "", "file with settings (.yaml, .toml or .json)")
@@ -279,6 +289,9 @@ func (f agentFlags) check() (agentConfig, error) {
 	}
 	c.Disk.Reserve = uint64(f.diskReserve)
 
+	if c.TimerSlack < 0 || c.TimerSlack > maxTimerSlack {
+		return c, refuse(fmt.Sprintf("give 0 to %v", maxTimerSlack), "--timer-slack %v is out of range", c.TimerSlack)
+	}
 	if c.LogLevel = hclog.LevelFromString(f.logLevel); c.LogLevel == hclog.NoLevel {
 		return c, refuse("give trace, debug, info, warn or error", "--log-level %q is not known", f.logLevel)
 	}

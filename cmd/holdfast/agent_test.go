@@ -34,7 +34,8 @@ func TestAgentFlagsBecomeAConfiguration(t *testing.T) {
 		"--history-age", "2h", "--history-changes", "5000000", "--history-bytes", "6GiB", "--log-retention", "1GiB", "--log-retention-outage", "48h", "--wan-rate", "5MiB",
 		"--default-read", "leader", "--session-ttl-min", "1s", "--idempotency-retention", "1h", "--idempotency-bytes", "1GiB",
 		"--catchup-rate", "10MiB", "--scrub-period", "0", "--datacenter", "eu", "--fault-switch", "/run/x.sock",
-		"--disk-stall-limit", "2s", "--slow-disk-limit", "50ms", "--disk-reserve", "1GiB", "--standby-data-dir", "/mnt/other", "--standby-after", "1m")
+		"--disk-stall-limit", "2s", "--slow-disk-limit", "50ms", "--disk-reserve", "1GiB", "--standby-data-dir", "/mnt/other", "--standby-after", "1m",
+		"--timer-slack", "1ms")
 	want := agentConfig{Config: agent.Config{
 		Node: "n1", Site: "berlin", Home: true, Role: command.RoleVoter, DataDir: dir,
 		HTTP: "0.0.0.0:8500", Raft: "[::]:8300", AdvertiseHTTP: "n1.example:8500", AdvertiseRaft: "n1.example:8300",
@@ -46,7 +47,7 @@ func TestAgentFlagsBecomeAConfiguration(t *testing.T) {
 		StandbyDir: "/mnt/other", StandbyAfter: time.Minute,
 		LogLevel: hclog.Debug, LogJSON: true,
 		Version: version,
-	}, FaultSwitch: "/run/x.sock"}
+	}, FaultSwitch: "/run/x.sock", TimerSlack: time.Millisecond}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v\ngot  %+v\nwant %+v", r, got, want)
 	}
@@ -66,7 +67,7 @@ func TestAgentDefaults(t *testing.T) {
 		SessionTTLMin: 10 * time.Second, OnceRetention: 15 * time.Minute, OnceBytes: 64 << 20,
 		Disk: store.DiskLimits{Stall: 1500 * time.Millisecond, Slow: 250 * time.Millisecond, Reserve: 128 << 20}, StandbyAfter: 30 * time.Second,
 		LogLevel: hclog.Info, Version: version,
-	}}
+	}, TimerSlack: 500 * time.Microsecond}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v\ngot  %+v\nwant %+v", r, got, want)
 	}
@@ -113,6 +114,7 @@ func TestBadAgentFlagsAreRefused(t *testing.T) {
 		base + "--disk-stall-limit=1ms":                   {"--disk-stall-limit 1ms", "100ms"},
 		base + "--slow-disk-limit=0":                      {"--slow-disk-limit 0s", "1ms"},
 		base + "--disk-reserve=1MiB":                      {"--disk-reserve 1MiB", "8MiB to 1024GiB"},
+		base + "--timer-slack=1s":                         {"--timer-slack 1s", "0 to 10ms"},
 		base + "--standby-after=10ms":                     {"--standby-after 10ms", "1.5s"},
 		base + "--join=n2:8300 --standby-data-dir=d":      {"--standby-data-dir and --data-dir are both", "another disk"},
 		base + "--standby-data-dir=e":                     {"could not enter the cluster again", "--join"},
