@@ -143,6 +143,7 @@ func (r *run) openTurn() (due time.Duration, ok bool) {
 func (r *run) pace(ctx context.Context) {
 	defer close(r.turns)
 	p := newPacer()
+	defer p.end()
 	warm := r.begin.Load() != math.MaxInt64
 	for n := 0; ; n++ {
 		if begin := r.begin.Load(); !warm && begin != math.MaxInt64 {

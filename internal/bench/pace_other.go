@@ -10,3 +10,5 @@ type pacer struct{}
 func newPacer() pacer { return pacer{} }
 
 func (pacer) wait(d time.Duration) { time.Sleep(d) }
+
+func (pacer) end() {}
