@@ -50,7 +50,9 @@ type fake struct {
 
 	mu sync.Mutex // guards all below
 	// before is called with each request for keys; what answers by itself returns true.
-	before  func(w http.ResponseWriter, r *http.Request) bool
+	before func(w http.ResponseWriter, r *http.Request) bool
+	// watched is called when a client of Holdfast's stream has come; nil if nobody cares. It is set before there are clients.
+	watched func()
 	changed *sync.Cond
 	values  map[string][]byte
 	news    []string // keys, in the order of their changes
@@ -183,6 +185,9 @@ func (f *fake) serveConsul(mux *http.ServeMux, target Target) {
 func (f *fake) streamChanges(w http.ResponseWriter, r *http.Request) {
 	if !r.URL.Query().Has("stream") {
 		f.t.Errorf("%s", r.URL)
+	}
+	if f.watched != nil {
+		f.watched()
 	}
 	f.follow(w, r, r.PathValue("key"), ":\n\n", func(value []byte) {
 		_, _ = fmt.Fprintf(w, "id: 1.0\nevent: put\ndata: {\"Index\":1,\"Op\":\"put\",\"KV\":{\"Key\":\"k\",\"Value\":%q},\"Prev\":{\"Value\":%q}}\n\n", text64(value), text64(value))

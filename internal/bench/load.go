@@ -190,28 +190,33 @@ func (r *run) dueBefore(end int64) int {
 	return int(math.Ceil(float64(end-int64(r.base)) * r.cfg.Rate / float64(time.Second)))
 }
 
+// arriving is how many watchers at most are on their way at once: what is to be measured are those that wait.
+const arriving = 200
+
 // startWatchers returns when all are told of all that is written from then on.
 func (r *run) startWatchers(ctx context.Context, all *sync.WaitGroup) error {
 	if r.cfg.Watchers == 0 {
 		return nil
 	}
 	r.acks = newAcks(r.cfg.Connections)
-	ready := make(chan error, r.cfg.Watchers)
-	for i := range r.cfg.Watchers {
-		w := &watcher{run: r, p: r.peer(i), key: r.load.appendKey(nil, r.load.keyOfRank(uint64(i)%r.load.keys))}
-		all.Go(func() {
-			var once sync.Once
-			w.watch(ctx, func(err error) { once.Do(func() { ready <- err }) })
-		})
-	}
-	for range r.cfg.Watchers {
-		select {
-		case err := <-ready:
-			if err != nil {
-				return problem.Refuse("see why the server refuses it", "changes cannot be watched: %w", err)
+	ready := make(chan error, arriving)
+	for i := range r.cfg.Watchers + arriving {
+		if i >= arriving { // one that came before has to be ready
+			select {
+			case err := <-ready:
+				if err != nil {
+					return problem.Refuse("see why the server refuses it", "changes cannot be watched: %w", err)
+				}
+			case <-ctx.Done():
+				return ctx.Err()
 			}
-		case <-ctx.Done():
-			return ctx.Err()
+		}
+		if i < r.cfg.Watchers {
+			w := &watcher{run: r, p: r.peer(i), key: r.load.appendKey(nil, r.load.keyOfRank(uint64(i)%r.load.keys))}
+			all.Go(func() {
+				var once sync.Once
+				w.watch(ctx, func(err error) { once.Do(func() { ready <- err }) })
+			})
 		}
 	}
 	return nil

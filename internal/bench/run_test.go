@@ -224,6 +224,38 @@ func TestWatchersAreToldOfWrites(t *testing.T) {
 	}
 }
 
+// The load begins when the last watcher waits, also when there are more than come at once.
+func TestLoadBeginsWhenAllWatchersWait(t *testing.T) {
+	const many = 2*arriving + 3
+	var came atomic.Int64
+	written := make(chan int, 1) // how many waited when the first write came
+	f := newFake(t, Holdfast, nil)
+	f.watched = func() {
+		if came.Add(1) == many { // the last one takes its time
+			select {
+			case n := <-written:
+				written <- n
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}
+	f.before = func(http.ResponseWriter, *http.Request) bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		select {
+		case written <- f.asked["watch"]:
+		default:
+		}
+		return false
+	}
+	cfg := config(Holdfast, f.url)
+	cfg.Mix, cfg.Keys, cfg.Watchers, cfg.Count, cfg.Fill = Mix{Put: 1}, many, many, 50, false
+	res := result(t, cfg)
+	if n := <-written; n != many || len(res.row(watchRow).Errors) > 0 {
+		t.Errorf("%d watchers waited at the first write, want %d: %+v", n, many, res.row(watchRow))
+	}
+}
+
 // Of what a watcher is told, only what was written counts, not what was there before.
 func TestNoticesTellWhatWasWritten(t *testing.T) {
 	for piece, c := range map[string]struct {
