@@ -76,11 +76,12 @@ bench-watch: ## what waiting clients cost, and how soon they are woken, as table
 bench-leader: peers ## how long no write is acknowledged when the leader goes, beside etcd, rqlite and Consul
 	go test -run '^TestMeasureLeader$$' -count 1 -timeout 1h -v ./cluster-tests -measure
 
-# Where the result of bench-peers is put for readers; and flags of TestMeasurePeers.
-DOCS        ?=
-PEERS_FLAGS ?=
+# Where results are put for readers; and further flags of what makes them.
+DOCS         ?=
+PEERS_FLAGS  ?=
+MEASURED      = -measure-out $(CURDIR)/bin $(if $(DOCS),-measure-docs $(abspath $(DOCS)))
 bench-peers: peers ## throughput, latency and processor time beside etcd, rqlite and Consul; DOCS=docs writes them into PERFORMANCE.md
-	go test -run '^TestMeasurePeers$$' -count 1 -timeout 1h -v ./cluster-tests -measure -peers-out $(CURDIR)/bin $(if $(DOCS),-peers-docs $(abspath $(DOCS))) $(PEERS_FLAGS)
+	go test -run '^TestMeasurePeers$$' -count 1 -timeout 1h -v ./cluster-tests -measure $(MEASURED) $(PEERS_FLAGS)
 
 peers: ## bin/peers: etcd and rqlite, built from the Go module proxy; Consul is taken from the PATH
 	@for peer in etcd rqlited; do \

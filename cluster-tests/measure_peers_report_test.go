@@ -1,13 +1,10 @@
 package clustertests
 
 import (
-	"bytes"
 	"encoding/json"
-	"encoding/xml"
 	"fmt"
 	"math"
-	"os"
-	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -15,27 +12,13 @@ import (
 // comparison is what systems came to beside each other.
 type comparison struct {
 	Method   string
-	Systems  []compared // ours first
-	Absent   []string   // systems that could not be had
-	Failures []string   // requests that were not carried out
-	Rows     []*comparedRow
+	Systems  []compared     // ours first
+	Absent   []string       // systems that could not be had
+	Failures []string       // requests that were not carried out
+	Rows     []*measurement // loads, and what else is measured
 }
 
 type compared struct{ Name, Version string }
-
-// comparedRow is one load, or something else that is measured.
-type comparedRow struct {
-	Name string
-	// Of has the figures of each round, by system and metric.
-	Of map[string]map[string][]float64
-}
-
-// metric is a figure that systems are compared by.
-type metric struct {
-	name, title string
-	higher      bool // is better
-	picture     bool // it is shown as one, too
-}
 
 var metrics = []metric{
 	{"throughput", "Operations per second", true, true},
@@ -50,33 +33,19 @@ func (m metric) file() string { return "peers-" + m.name + ".svg" }
 
 // add keeps a figure of one round.
 func (c *comparison) add(row, system, metric string, figure float64) {
-	var r *comparedRow
-	for _, known := range c.Rows {
-		if known.Name == row {
-			r = known
+	for _, r := range c.Rows {
+		if r.Name == row {
+			r.add(system, metric, figure)
+			return
 		}
 	}
-	if r == nil {
-		r = &comparedRow{Name: row, Of: map[string]map[string][]float64{}}
-		c.Rows = append(c.Rows, r)
-	}
-	if r.Of[system] == nil {
-		r.Of[system] = map[string][]float64{}
-	}
-	r.Of[system][metric] = append(r.Of[system][metric], figure)
-}
-
-// figure is a system's median; false when it has none.
-func (r *comparedRow) figure(system string, m metric) (float64, bool) {
-	all := r.Of[system][m.name]
-	if len(all) == 0 {
-		return 0, false
-	}
-	return median(all), true
+	r := &measurement{Name: row}
+	r.add(system, metric, figure)
+	c.Rows = append(c.Rows, r)
 }
 
 // toBest is our figure divided by that of the peer that is best; false when there is no such pair.
-func (c *comparison) toBest(r *comparedRow, m metric) (float64, bool) {
+func (c *comparison) toBest(r *measurement, m metric) (float64, bool) {
 	best, found := 0.0, false
 	for _, s := range c.Systems {
 		f, ok := r.figure(s.Name, m)
@@ -92,7 +61,7 @@ func (c *comparison) toBest(r *comparedRow, m metric) (float64, bool) {
 }
 
 // with are the rows in which some system has a figure.
-func (c *comparison) with(m metric) (rows []*comparedRow) {
+func (c *comparison) with(m metric) (rows []*measurement) {
 	for _, r := range c.Rows {
 		for _, s := range c.Systems {
 			if _, ok := r.figure(s.Name, m); ok {
@@ -120,11 +89,7 @@ func (c *comparison) markdown() string {
 		if len(rows) == 0 {
 			continue
 		}
-		better := "less is better"
-		if m.higher {
-			better = "more is better"
-		}
-		fmt.Fprintf(&b, "\n**%s** (%s)\n\n| |", m.title, better)
+		fmt.Fprintf(&b, "\n**%s** (%s)\n\n| |", m.title, m.better())
 		for _, s := range c.Systems {
 			fmt.Fprintf(&b, " %s |", s.Name)
 		}
@@ -153,109 +118,69 @@ func (c *comparison) markdown() string {
 	return b.String()
 }
 
-// shown is a figure with three digits or all in front of the point; empty when there is none.
-func shown(f float64, ok bool) string {
-	switch {
-	case !ok:
-		return ""
-	case f < 9.995:
-		return fmt.Sprintf("%.2f", f)
-	case f < 99.95:
-		return fmt.Sprintf("%.1f", f)
+// publication is the comparison as readers get it.
+func (c *comparison) publication() publication {
+	p := publication{name: "peers", text: c.markdown(), figures: c, pictures: map[string][]byte{}}
+	for _, m := range metrics {
+		if m.picture {
+			p.pictures[m.file()] = c.picture(m)
+		}
 	}
-	text := fmt.Sprintf("%.0f", f)
-	for i := len(text) - 3; i > 0; i -= 3 {
-		text = text[:i] + "," + text[i:]
-	}
-	return text
+	return p
 }
 
-func (c *comparison) json() []byte {
-	b, err := json.MarshalIndent(c, "", "  ")
-	if err != nil {
-		panic(err) // strings and finite numbers always marshal
-	}
-	return append(b, '\n')
-}
-
-// The look of a picture, in pixels.
+// The look of bars, in pixels.
 const (
-	pictureWidth = 800
-	labelWidth   = 230
-	figureWidth  = 70 // right of a bar
-	barHeight    = 14
-	groupGap     = 12
-	headHeight   = 64
+	labelWidth  = 230
+	figureWidth = 70 // right of a bar
+	barHeight   = 14
+	groupGap    = 12
 )
-
-// colours are those of the systems in their order.
-var colours = []string{"#1f6feb", "#d29922", "#8b949e", "#bf4b8a"}
 
 // picture draws a metric as SVG: a group of bars for each row. The longest bar of a group fills
 // it, since rows are too far apart for one scale.
 func (c *comparison) picture(m metric) []byte {
+	type bar struct {
+		system int
+		figure float64
+	}
 	rows := c.with(m)
-	var b bytes.Buffer
-	text := func(x, y float64, more, s string) {
-		fmt.Fprintf(&b, `<text x="%.1f" y="%.1f"%s>`, x, y, more)
-		_ = xml.EscapeText(&b, []byte(s)) // to a buffer: no error
-		b.WriteString("</text>\n")
-	}
-	group := barHeight*len(c.Systems) + groupGap
-	height := headHeight + group*len(rows)
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="11">`+"\n", pictureWidth, height)
-	fmt.Fprintf(&b, `<rect width="%d" height="%d" fill="#ffffff"/>`+"\n", pictureWidth, height)
-	text(10, 22, ` font-size="15" font-weight="bold"`, m.title)
-	for i, s := range c.Systems {
-		x := float64(labelWidth + 110*i)
-		fmt.Fprintf(&b, `<rect x="%.1f" y="34" width="10" height="10" fill="%s"/>`+"\n", x, colours[i%len(colours)])
-		text(x+15, 43, "", s.Name)
-	}
-	text(10, 43, ` fill="#57606a"`, "each group has its own scale")
+	groups := make([][]bar, len(rows))
+	height := headHeight
 	for i, r := range rows {
-		y := float64(headHeight + i*group)
-		longest := 0.0
-		for _, s := range c.Systems {
-			f, _ := r.figure(s.Name, m)
-			longest = math.Max(longest, f)
-		}
-		text(10, y+float64(barHeight*len(c.Systems))/2+4, "", r.Name)
-		for j, s := range c.Systems {
-			f, ok := r.figure(s.Name, m)
-			if !ok {
-				continue
+		for system, s := range c.Systems {
+			if f, ok := r.figure(s.Name, m); ok {
+				groups[i] = append(groups[i], bar{system, f})
 			}
+		}
+		height += barHeight*len(groups[i]) + groupGap
+	}
+	p := newPicture(height, fmt.Sprintf("%s (%s)", m.title, m.better()))
+	p.text(10, 43, "each group has its own scale", faint)
+	var names []string
+	for _, s := range c.Systems {
+		names = append(names, s.Name)
+	}
+	p.legend(labelWidth, legendEach, names)
+	y := float64(headHeight)
+	for i, r := range rows {
+		longest := 0.0
+		for _, b := range groups[i] {
+			longest = math.Max(longest, b.figure)
+		}
+		p.text(10, y+float64(barHeight*len(groups[i]))/2+3, r.Name)
+		for _, b := range groups[i] {
 			width := 0.0
 			if longest > 0 {
-				width = f / longest * (pictureWidth - labelWidth - figureWidth)
+				width = b.figure / longest * (pictureWidth - labelWidth - figureWidth)
 			}
-			top := y + float64(j*barHeight)
-			fmt.Fprintf(&b, `<rect class="bar" x="%d" y="%.1f" width="%.1f" height="%d" fill="%s"/>`+"\n", labelWidth, top, width, barHeight-2, colours[j%len(colours)])
-			text(labelWidth+width+5, top+barHeight-4, "", shown(f, ok))
+			fmt.Fprintf(&p.b, `<rect class="bar" x="%d" y="%.1f" width="%.1f" height="%d" fill="%s"/>`+"\n", labelWidth, y, width, barHeight-2, colour(b.system))
+			p.text(labelWidth+width+5, y+barHeight-4, shown(b.figure, true))
+			y += barHeight
 		}
+		y += groupGap
 	}
-	b.WriteString("</svg>\n")
-	return b.Bytes()
-}
-
-// What stands between these marks is replaced.
-const (
-	beginMark = "<!-- make bench-peers DOCS=docs writes from here -->\n"
-	endMark   = "<!-- to here -->\n"
-)
-
-// putBetweenMarks writes text into a page, in place of what is between its marks.
-func putBetweenMarks(page, text string) error {
-	b, err := os.ReadFile(page)
-	if err != nil {
-		return err
-	}
-	before, rest, begins := strings.Cut(string(b), beginMark)
-	_, after, ends := strings.Cut(rest, endMark)
-	if !begins || !ends {
-		return fmt.Errorf("%s has no place for the result: it lacks the line %q or, behind it, %q", page, strings.TrimSpace(beginMark), strings.TrimSpace(endMark))
-	}
-	return os.WriteFile(page, []byte(before+beginMark+"\n"+text+"\n"+endMark+after), 0o644)
+	return p.end()
 }
 
 // compareTwo is a comparison with one peer that is faster, and one that has no figure for the second row.
@@ -294,80 +219,37 @@ func TestComparisonHasMediansAndRatiosToTheBestPeer(t *testing.T) {
 		t.Errorf("nothing was measured of the processors:\n%s", text)
 	}
 	var back comparison
-	if err := json.Unmarshal(c.json(), &back); err != nil || back.markdown() != text {
+	b, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(b, &back); err != nil || back.markdown() != text {
 		t.Errorf("what is read back differs: %v\n%s", err, back.markdown())
 	}
 }
 
 func TestPictureHasABarForEachFigure(t *testing.T) {
-	var bars []float64
+	var bars, tops []float64
 	var words []string
-	d := xml.NewDecoder(bytes.NewReader(compareTwo().picture(metrics[0])))
-	for {
-		token, err := d.Token()
-		if token == nil {
-			if err.Error() != "EOF" {
-				t.Fatal(err)
-			}
-			break
-		}
-		switch e := token.(type) {
-		case xml.StartElement:
-			var width float64
-			isBar := false
-			for _, a := range e.Attr {
-				isBar = isBar || a.Name.Local == "class"
-				if a.Name.Local == "width" {
-					fmt.Sscan(a.Value, &width)
-				}
-			}
-			if isBar {
-				bars = append(bars, width)
-			}
-		case xml.CharData:
-			words = append(words, strings.TrimSpace(string(e)))
+	for _, d := range readPicture(t, compareTwo().picture(metrics[0])) {
+		switch {
+		case d.attributes["class"] == "bar":
+			bars, tops = append(bars, d.number("width")), append(tops, d.number("y"))
+		case d.name == "text":
+			words = append(words, d.text)
 		}
 	}
 	const full = pictureWidth - labelWidth - figureWidth
-	if want := []float64{full / 2, full, full / 4, full}; fmt.Sprint(bars) != fmt.Sprint(want) {
+	if want := []float64{full / 2, full, full / 4, full}; !slices.Equal(bars, want) {
 		t.Errorf("bars of %v, want %v", bars, want)
 	}
-	all := strings.Join(words, "|")
-	for _, want := range []string{"Operations per second", "a<b", "reads at a learner", "12,345,678"} {
-		if !strings.Contains(all, want) {
-			t.Errorf("no %q in %q", want, all)
-		}
+	const below = barHeight + groupGap
+	if want := []float64{headHeight, headHeight + barHeight, headHeight + 2*barHeight, headHeight + 2*barHeight + below}; !slices.Equal(tops, want) {
+		t.Errorf("bars at %v, want %v", tops, want)
 	}
-}
-
-func TestResultIsPutBetweenTheMarks(t *testing.T) {
-	page := filepath.Join(t.TempDir(), "page.md")
-	if err := os.WriteFile(page, []byte("above\n"+beginMark+"old\n"+endMark+"below\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	for _, text := range []string{"first\n", "second\n"} {
-		if err := putBetweenMarks(page, text); err != nil {
-			t.Fatal(err)
+	for _, want := range []string{"Operations per second (more is better)", "a<b", "reads at a learner", "12,345,678"} {
+		if !slices.Contains(words, want) {
+			t.Errorf("no %q in %q", want, words)
 		}
-		got, _ := os.ReadFile(page)
-		if want := "above\n" + beginMark + "\n" + text + "\n" + endMark + "below\n"; string(got) != want {
-			t.Errorf("%q, want %q", got, want)
-		}
-	}
-	for _, unmarked := range []string{"no marks", endMark + beginMark} {
-		if err := os.WriteFile(page, []byte(unmarked), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if err := putBetweenMarks(page, "text\n"); err == nil {
-			t.Errorf("%q: no error", unmarked)
-		}
-		if got, _ := os.ReadFile(page); string(got) != unmarked {
-			t.Errorf("%q was changed to %q", unmarked, got)
-		}
-	}
-	// The page that make bench-peers DOCS=docs writes to.
-	b, err := os.ReadFile("../docs/PERFORMANCE.md")
-	if err != nil || strings.Count(string(b), beginMark) != 1 || strings.Count(string(b), endMark) != 1 {
-		t.Errorf("docs/PERFORMANCE.md has no place for the result (%v)", err)
 	}
 }

@@ -3,9 +3,6 @@ package clustertests
 import (
 	"flag"
 	"fmt"
-	"maps"
-	"os"
-	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
@@ -21,8 +18,6 @@ var (
 	peersTime    = flag.Duration("peers-time", 4*time.Second, "TestMeasurePeers: how long each load is measured")
 	peersSystems = flag.String("peers-systems", "", "TestMeasurePeers: measure only these, such as `Holdfast,etcd`")
 	peersLoads   = flag.String("peers-loads", "", "TestMeasurePeers: measure only loads whose names match this `regexp`")
-	peersOut     = flag.String("peers-out", "", "TestMeasurePeers: write peers.md, peers.json and pictures to this `folder`")
-	peersDocs    = flag.String("peers-docs", "", "TestMeasurePeers: write the pictures to this `folder`, and the tables into its PERFORMANCE.md")
 )
 
 // place is the part of a cluster that a load is sent to.
@@ -98,21 +93,7 @@ func TestMeasurePeers(t *testing.T) {
 	if len(result.Rows) == 0 {
 		t.Fatal("nothing was measured")
 	}
-	text := result.markdown()
-	fmt.Print("\n", text)
-	if *peersOut != "" {
-		if err := result.write(*peersOut, text); err != nil {
-			t.Error(err)
-		}
-	}
-	if *peersDocs != "" && !t.Failed() {
-		if err := result.writePictures(*peersDocs); err != nil {
-			t.Error(err)
-		}
-		if err := putBetweenMarks(filepath.Join(*peersDocs, "PERFORMANCE.md"), text); err != nil {
-			t.Error(err)
-		}
-	}
+	result.publication().publish(t)
 }
 
 // peersTurn is one system's turn in a round.
@@ -186,10 +167,10 @@ func (p *peersTurn) load(row string, cfg bench.Config) {
 	res := p.bench(cfg)
 	o := res.Operations[0]
 	p.t.Logf("%s: %.0f/s, p50 %.2f ms, p99 %.2f ms", row, o.PerSecond, o.Milliseconds.P50, o.Milliseconds.P99)
-	for _, trouble := range slices.Sorted(maps.Keys(o.Errors)) {
-		p.result.Failures = append(p.result.Failures, fmt.Sprintf("%s, %s: %d of %d requests failed: %s", p.name, row, o.Errors[trouble], o.Count+o.Errors[trouble], trouble))
+	for _, failure := range failures(p.name+", "+row, o) {
+		p.result.Failures = append(p.result.Failures, failure)
 		if p.name == ownName {
-			p.t.Error(p.result.Failures[len(p.result.Failures)-1])
+			p.t.Error(failure)
 		}
 	}
 	if o.Count == 0 {
@@ -223,31 +204,4 @@ func (p *peersTurn) restart() time.Duration {
 	}
 	p.t.Fatalf("%s: a killed follower does not come back", p.name)
 	return 0
-}
-
-// write puts all of a result into a folder.
-func (c *comparison) write(folder, text string) error {
-	if err := os.MkdirAll(folder, 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(folder, "peers.md"), []byte(text), 0o644); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(folder, "peers.json"), c.json(), 0o644); err != nil {
-		return err
-	}
-	return c.writePictures(folder)
-}
-
-// writePictures puts the pictures that markdown shows into a folder.
-func (c *comparison) writePictures(folder string) error {
-	for _, m := range metrics {
-		if !m.picture {
-			continue
-		}
-		if err := os.WriteFile(filepath.Join(folder, m.file()), c.picture(m), 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
 }
