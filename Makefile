@@ -16,7 +16,7 @@ UNIT         = $$(go list ./... | grep -v -e /cluster-tests$$ -e /cluster-tests/
 SEEDS ?= 1000
 SEED  ?= 0
 
-.PHONY: help build dev test unit-test sim-test sim cluster-test jepsen race lint bench bench-store bench-switchover bench-feed bench-watch bench-leader bench-peers peers image-context compose-test clean
+.PHONY: help build dev test unit-test sim-test sim cluster-test jepsen race lint bench bench-store bench-switchover bench-feed bench-watch bench-leader bench-peers bench-growth peers image-context compose-test clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' Makefile
@@ -79,9 +79,13 @@ bench-leader: peers ## how long no write is acknowledged when the leader goes, b
 # Where results are put for readers; and further flags of what makes them.
 DOCS         ?=
 PEERS_FLAGS  ?=
+GROWTH_FLAGS ?=
 MEASURED      = -measure-out $(CURDIR)/bin $(if $(DOCS),-measure-docs $(abspath $(DOCS)))
 bench-peers: peers ## throughput, latency and processor time beside etcd, rqlite and Consul; DOCS=docs writes them into PERFORMANCE.md
 	go test -run '^TestMeasurePeers$$' -count 1 -timeout 1h -v ./cluster-tests -measure $(MEASURED) $(PEERS_FLAGS)
+
+bench-growth: ## how cost grows with keys, values, connections, learners and watchers, in 15 minutes; DOCS=docs writes it into PERFORMANCE.md
+	go test -run '^TestMeasureGrowth$$' -count 1 -timeout 1h -v ./cluster-tests -measure $(MEASURED) $(GROWTH_FLAGS)
 
 peers: ## bin/peers: etcd and rqlite, built from the Go module proxy; Consul is taken from the PATH
 	@for peer in etcd rqlited; do \

@@ -39,6 +39,8 @@
 //	measure_leader_test.go how long no write is acknowledged when the leader goes (make bench-leader)
 //	measure_peers_test.go the same loads on Holdfast and its peers (make bench-peers)
 //	measure_peers_report_test.go what that came to, as tables and pictures
+//	measure_growth_test.go how cost grows with keys, values, connections, learners and watchers (make bench-growth)
+//	measure_growth_report_test.go what that came to, as tables and pictures
 //	measure_result_test.go figures, and where results are put for readers
 //	measure_picture_test.go pictures
 //	systems_test.go     clusters of Holdfast, etcd, rqlite and Consul that are measured alike

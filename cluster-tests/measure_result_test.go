@@ -15,8 +15,8 @@ import (
 )
 
 var (
-	measureOut  = flag.String("measure-out", "", "TestMeasurePeers: write tables, figures and pictures to this `folder`")
-	measureDocs = flag.String("measure-docs", "", "TestMeasurePeers: write the pictures to this `folder`, and the tables into its PERFORMANCE.md")
+	measureOut  = flag.String("measure-out", "", "TestMeasurePeers, TestMeasureGrowth: write tables, figures and pictures to this `folder`")
+	measureDocs = flag.String("measure-docs", "", "TestMeasurePeers, TestMeasureGrowth: write the pictures to this `folder`, and the tables into its PERFORMANCE.md")
 )
 
 // metric is a figure of which tables and pictures are made.
@@ -207,7 +207,7 @@ func TestResultIsPutBetweenItsMarks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []publication{(&comparison{}).publication()} {
+	for _, p := range []publication{(&comparison{}).publication(), (&growth{}).publication()} {
 		if strings.Count(string(b), p.beginMark()) != 1 {
 			t.Errorf("docs/PERFORMANCE.md has no place for the result of make bench-%s", p.name)
 		}

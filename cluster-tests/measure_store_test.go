@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"iter"
 	"math"
 	"math/rand/v2"
 	"net/http"
@@ -152,6 +153,18 @@ func (c *cluster) fill(n *node, keys int) time.Duration {
 // upload sets count keys, of which key names the i-th, as fast as it goes, through
 // the node while it leads.
 func (c *cluster) upload(ctx context.Context, n *node, count int, key func(i int) int) error {
+	return c.importPairs(ctx, n, func(yield func(client.Pair, error) bool) {
+		for i := range count {
+			k := key(i)
+			if !yield(client.Pair{Key: storeKey(k), Value: appendStoreValue(nil, k, versions.Add(1))}, nil) {
+				return
+			}
+		}
+	})
+}
+
+// importPairs writes in bulk, through the node while it leads.
+func (c *cluster) importPairs(ctx context.Context, n *node, pairs iter.Seq2[client.Pair, error]) error {
 	addresses := []string{n.http}
 	for _, v := range without(c.voters(), n) {
 		addresses = append(addresses, v.http)
@@ -161,14 +174,6 @@ func (c *cluster) upload(ctx context.Context, n *node, count int, key func(i int
 		return err
 	}
 	defer to.Close()
-	pairs := func(yield func(client.Pair, error) bool) {
-		for i := range count {
-			k := key(i)
-			if !yield(client.Pair{Key: storeKey(k), Value: appendStoreValue(nil, k, versions.Add(1))}, nil) {
-				return
-			}
-		}
-	}
 	// Large batches: between two there is a pause for the client's own work.
 	options := client.ImportOptions{BatchBytes: 32 << 20, BatchRecords: 100_000}
 	_, err = to.Import(ctx, pairs, options)
