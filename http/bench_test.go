@@ -98,7 +98,9 @@ func BenchmarkHandler(b *testing.B) {
 // serves it, with a client that costs no more than its system calls.
 func BenchmarkLoopback(b *testing.B) {
 	for _, row := range []struct{ name, method, target, body string }{
-		{"GetKey", "GET", "/v1/kv/app/config/key?stale", ""},
+		{"GetKey", "GET", "/v1/kv/app/config/key", ""},
+		{"GetKeyStale", "GET", "/v1/kv/app/config/key?stale", ""},
+		{"GetKeyConsistent", "GET", "/v1/kv/app/config/key?consistent", ""},
 		{"PutKey", "PUT", "/v1/kv/app/config/key", strings.Repeat("v", 256)},
 	} {
 		for _, server := range []struct{ name, field string }{{"hot", ""}, {"net-http", "X-Unknown: 1\r\n"}} {

@@ -65,9 +65,9 @@ func BenchmarkApply64Puts(b *testing.B) {
 }
 
 func BenchmarkGet(b *testing.B) {
+	s := benchState(b, 20_000)
 	for _, where := range []string{"file", "memory"} {
 		b.Run(where, func(b *testing.B) {
-			s := benchState(b, 100_000)
 			if where == "memory" {
 				s.flushing.Lock()
 				defer s.flushing.Unlock()
@@ -81,7 +81,7 @@ func BenchmarkGet(b *testing.B) {
 			for i := range names {
 				names[i] = benchKey(i)
 			}
-			b.ResetTimer()
+			b.ReportAllocs()
 			n := 0
 			for b.Loop() {
 				n = (n + 7919) % len(names)
@@ -259,14 +259,15 @@ func BenchmarkView(b *testing.B) {
 
 // One operation is a scan of 1000 records of 256 bytes.
 func BenchmarkScan1000(b *testing.B) {
+	s := benchState(b, 20_000)
 	for _, keysOnly := range []bool{false, true} {
 		b.Run(fmt.Sprintf("keys only %v", keysOnly), func(b *testing.B) {
-			s := benchState(b, 100_000)
 			v, err := s.view()
 			if err != nil {
 				b.Fatal(err)
 			}
 			defer v.Close()
+			b.ReportAllocs()
 			for b.Loop() {
 				n := 0
 				if keysOnly {
