@@ -57,6 +57,8 @@ var importMap = []rule{
 		"it may look at everything"},
 	{"internal/planted", nil,
 		"a question that every package may ask: see everybodyMay"},
+	{"internal/allocs", nil,
+		"it runs benchmarks of the test it is in: only tests may have it"},
 	{"internal/faultfs", nil,
 		"a disk that fails on request: only tests may have one"},
 	{"internal/fakeclock", nil,
