@@ -206,6 +206,7 @@ func (m *member) tryStart(ctx context.Context) (err error) {
 				n.Refused(reason)
 			}
 		},
+		InTerm:    func(term uint64, fn func()) bool { return m.logs.InTerm(term, fn) },
 		EntryTerm: func(index uint64) (uint64, bool) { return m.logs.EntryTerm(index) },
 		Paused:    func() bool { n := m.n.Load(); return n != nil && n.Paused() },
 		MayLead:   func() bool { n := m.n.Load(); return n != nil && n.MayLead() },

@@ -66,6 +66,10 @@ func (l *Logs) EntryTerm(index uint64) (term uint64, ok bool) {
 	return e.Term, err == nil
 }
 
+// InTerm runs fn while Raft's current term is term and cannot change, or reports that it
+// is another one or about to change. fn must not wait for Raft.
+func (l *Logs) InTerm(term uint64, fn func()) bool { return l.stable.inTerm(term, fn) }
+
 // Reset drops the whole log, durably. The next entry may have any index.
 func (l *Logs) Reset() error {
 	first, last, err := l.Bounds()

@@ -435,6 +435,45 @@ func TestFirstFailureIsFinal(t *testing.T) {
 	}
 }
 
+// A heartbeat that was compared with one term must not store it over the next one.
+func TestTheTermStandsWhileAHeartbeatIsHandledAndNeverGoesBack(t *testing.T) {
+	d := openTestDir(t, filepath.Join(t.TempDir(), "data"))
+	l := openTestLogs(t, d, LogStoreWAL)
+	set := func(term uint64) error { return l.Stable.SetUint64([]byte(raftCurrentTerm), term) }
+	if err := set(3); err != nil {
+		t.Fatal(err)
+	}
+	next := make(chan error, 1)
+	if !l.InTerm(3, func() {
+		go func() { next <- set(4) }()
+		if err := set(3); err != nil { // as Raft does for a heartbeat
+			t.Error(err)
+		}
+		if l.stable.changing.TryLock() {
+			t.Error("nothing holds the next term back")
+		}
+	}) {
+		t.Error("it is term 3")
+	}
+	if err := <-next; err != nil {
+		t.Fatal(err)
+	}
+	if l.InTerm(3, func() { t.Error("called in term 4") }) || l.InTerm(5, func() {}) {
+		t.Error("it is term 4")
+	}
+	if err := set(3); err == nil {
+		t.Error("the term went back")
+	}
+	l.stable.changing.Lock() // a new one is on its way to the disk
+	if l.InTerm(4, func() { t.Error("called while the term changes") }) {
+		t.Error("it is about to be another term")
+	}
+	l.stable.changing.Unlock()
+	if term, err := l.Stable.GetUint64([]byte(raftCurrentTerm)); term != 4 || err != nil {
+		t.Errorf("term %d, %v", term, err)
+	}
+}
+
 func TestDamagedEntryIsReportedAndFinal(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "data")
 	d := openTestDir(t, path)

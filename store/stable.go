@@ -156,6 +156,8 @@ func (r *stableRecord) read(db stableBackend) error {
 //     in memory and reported as stored, where the library would otherwise end
 //     the process. That is safe: such a node grants no vote and stores no
 //     entry any more, so no majority ever counts on its term.
+//
+// The term never goes back, and to store the one there is costs nothing: see inTerm.
 type raftStable struct {
 	db    stableBackend
 	latch *latch
@@ -168,6 +170,8 @@ type raftStable struct {
 	pendingTerm atomic.Uint64
 	// unsavedTerm is the current term when it could not be stored; 0: it could.
 	unsavedTerm atomic.Uint64
+	// changing is held while a new current term is stored, and shared by inTerm.
+	changing sync.RWMutex
 }
 
 var _ raft.StableStore = (*raftStable)(nil)
@@ -224,12 +228,41 @@ func (s *raftStable) SetUint64(key []byte, val uint64) error {
 		s.pendingTerm.Store(val)
 		return s.latch.get()
 	case raftCurrentTerm:
+		if now := s.term(); val == now {
+			return nil
+		} else if val < now {
+			return fmt.Errorf("the term is %d already, and would go back to %d", now, val) // Raft ends the process
+		}
+		s.changing.Lock()
+		defer s.changing.Unlock()
 		if err := s.write("term", func(r *stableRecord) { r.Term = val }); err != nil {
 			s.unsavedTerm.Store(val)
 		}
 		return nil
 	}
 	return unknownStable(key)
+}
+
+// term is Raft's current term; 0 before there was one.
+func (s *raftStable) term() uint64 { return max(s.stored.Load().Term, s.unsavedTerm.Load()) }
+
+// inTerm runs fn while the current term is term and stays so, or says that it is another
+// one, or about to be.
+//
+// Raft handles heartbeats beside its main loop. One that finds a candidate makes it
+// a follower and stores the heartbeat's term, which it has compared before. If the main
+// loop had stored a new one meanwhile, the term went back, under a node that led in the
+// new one by then. So this is how such a heartbeat is to be handled.
+func (s *raftStable) inTerm(term uint64, fn func()) bool {
+	if !s.changing.TryRLock() {
+		return false
+	}
+	defer s.changing.RUnlock()
+	if s.term() != term {
+		return false
+	}
+	fn()
+	return true
 }
 
 // Get implements raft.StableStore. A key that was never set is the error "not
@@ -252,7 +285,7 @@ func (s *raftStable) GetUint64(key []byte) (uint64, error) {
 	case raftLastVoteTerm:
 		val = r.VoteTerm
 	case raftCurrentTerm:
-		val = max(r.Term, s.unsavedTerm.Load())
+		val = s.term()
 	default:
 		return 0, unknownStable(key)
 	}

@@ -70,6 +70,10 @@ type Config struct {
 	// that it leads. While it does, no AppendEntries leaves: heartbeats fail, and
 	// replication waits. Nil says no.
 	Muted func() bool
+	// InTerm runs fn while Raft's term is term and cannot change, or says that it is
+	// another one. Heartbeats of the term are answered within it, beside Raft's main loop,
+	// and all others by that. Nil runs all.
+	InTerm func(term uint64, fn func()) bool
 	// EntryTerm is the term of an entry of this node's log, if it is there. With it
 	// replication skips what a peer has by other ways than the log. Nil knows none.
 	EntryTerm func(index uint64) (term uint64, ok bool)

@@ -59,7 +59,8 @@ func (t *Transport) EncodePeer(_ raft.ServerID, addr raft.ServerAddress) []byte 
 func (t *Transport) DecodePeer(b []byte) raft.ServerAddress { return raft.ServerAddress(b) }
 
 // SetHeartbeatHandler implements raft.Transport: cb is called on the goroutine
-// of the connection a heartbeat came by, beside Raft's main loop.
+// of the connection a heartbeat came by, beside Raft's main loop, with heartbeats of the
+// present term (Config.InTerm).
 func (t *Transport) SetHeartbeatHandler(cb func(raft.RPC)) {
 	if cb == nil {
 		t.heartbeat.Store(nil)

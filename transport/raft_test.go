@@ -282,6 +282,31 @@ func TestHeartbeatsPassBulk(t *testing.T) {
 	}
 }
 
+// TestAHeartbeatOfAnotherTermGoesToRaftsLoop, which alone changes terms.
+func TestAHeartbeatOfAnotherTermGoesToRaftsLoop(t *testing.T) {
+	b := newBook()
+	n1 := start(t, b, testConfig(t, b, hello("n1")), nil)
+	cfg := testConfig(t, b, hello("n2"))
+	cfg.InTerm = func(term uint64, fn func()) bool {
+		if term == 7 {
+			fn()
+		}
+		return term == 7
+	}
+	n2 := start(t, b, cfg, nil)
+	var beside, loop atomic.Int64
+	n2.SetHeartbeatHandler(func(rpc raft.RPC) { beside.Add(1); acknowledge(rpc) })
+	consume(n2, func(rpc raft.RPC) { loop.Add(1); acknowledge(rpc) })
+	for _, term := range []uint64{6, 7, 7, 8} {
+		if err := n1.AppendEntries("n2", "n2", heartbeat("n1", term), new(raft.AppendEntriesResponse)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if beside.Load() != 2 || loop.Load() != 2 {
+		t.Errorf("%d heartbeats beside Raft's loop, %d in it", beside.Load(), loop.Load())
+	}
+}
+
 // TestPipelineKeepsOrder and delivers every answer.
 func TestPipelineKeepsOrder(t *testing.T) {
 	n1, n2, _ := pair(t, nil)

@@ -141,8 +141,15 @@ func (t *Transport) ask(c *conn, rpc raft.RPC, answer <-chan raft.RPCResponse) (
 		}
 	case *raft.AppendEntriesRequest:
 		if fn := t.heartbeat.Load(); fn != nil && isHeartbeat(req) && req.Term != 0 && req.Addr != nil {
-			(*fn)(rpc)
-			return await(c, answer)
+			beside := true
+			if t.cfg.InTerm == nil {
+				(*fn)(rpc)
+			} else {
+				beside = t.cfg.InTerm(req.Term, func() { (*fn)(rpc) })
+			}
+			if beside {
+				return await(c, answer)
+			}
 		}
 	}
 	select {

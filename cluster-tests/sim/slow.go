@@ -116,6 +116,9 @@ func (s *slowStable) Set(key, value []byte) (err error) {
 
 // SetUint64 implements raft.StableStore.
 func (s *slowStable) SetUint64(key []byte, value uint64) (err error) {
+	if now, err := s.GetUint64(key); err == nil && now == value {
+		return s.StableStore.SetUint64(key, value) // which is no work for a disk
+	}
 	s.d.sync(s.hw, func() { err = s.StableStore.SetUint64(key, value) })
 	return err
 }

@@ -131,6 +131,11 @@ func (a *presence) entryTerm(index uint64) (term uint64, ok bool) {
 	return 0, false
 }
 
+func (a *presence) inTerm(term uint64, fn func()) bool {
+	d := a.disk.Load()
+	return d != nil && d.logs.InTerm(term, fn)
+}
+
 func (a *presence) beforeInstall(ctx context.Context, to string) error {
 	n := a.node.Load()
 	if n == nil {

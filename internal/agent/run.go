@@ -107,7 +107,7 @@ func runNode(ctx context.Context, cfg Config, host Host) (err error) {
 	defer clients.Close()
 	tr, err := transport.Listen(transport.Config{
 		Listen: cfg.Raft, Advertise: cfg.AdvertiseRaft, Listener: host.Listen, Dial: host.Dial,
-		Hello: a.hello, Resolve: a.resolve, Check: a.check, Forks: a.forks, Newer: a.newer, Refused: a.refused, MayLead: a.mayLead, Paused: a.paused, Condition: a.condition, EntryTerm: a.entryTerm, BeforeInstall: a.beforeInstall, Muted: a.muted,
+		Hello: a.hello, Resolve: a.resolve, Check: a.check, Forks: a.forks, Newer: a.newer, Refused: a.refused, MayLead: a.mayLead, Paused: a.paused, Condition: a.condition, EntryTerm: a.entryTerm, InTerm: a.inTerm, BeforeInstall: a.beforeInstall, Muted: a.muted,
 		CopyRate: cfg.CatchUpRate, WANRate: cfg.WANRate, Faults: host.FaultSwitch != nil, Log: log.Named("transport"),
 	})
 	if err != nil {
