@@ -25,11 +25,24 @@ import (
 // look like nodes.
 const fakeAgents = "TEST_FAKE_AGENTS"
 
+// acts are what else this test binary does instead of running tests, by the variable that
+// asks for it, with its value.
+var acts = map[string]func(value string) error{}
+
 func TestMain(m *testing.M) {
 	if os.Getenv(fakeAgents) != "" {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		os.Exit(execute(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, fakeAgent))
+	}
+	for name, act := range acts {
+		if value := os.Getenv(name); value != "" {
+			if err := act(value); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			os.Exit(0)
+		}
 	}
 	// Settings of whoever runs the tests are not part of them.
 	for _, e := range os.Environ() {

@@ -27,14 +27,18 @@ func relaxed(run runner) runner {
 		if ctx.Err() == nil {
 			relax(uint64(cfg.TimerSlack))
 		}
+		runtime.UnlockOSThread()
 		return run(ctx, cfg)
 	}
 }
 
-// relax returns if this process has that much slack, or cannot have it.
+// The main goroutine stays on the main thread until relax has run there: only from that
+// thread does executing keep the signal that a parent's end is to send (PR_SET_PDEATHSIG).
+func init() { runtime.LockOSThread() }
+
+// relax returns if this process has that much slack, or cannot have it. It is called on
+// the main thread.
 func relax(slack uint64) {
-	runtime.LockOSThread() // the new image has the slack of the thread that executes it
-	defer runtime.UnlockOSThread()
 	if timerSlack() >= slack {
 		return
 	}
