@@ -14,6 +14,7 @@ func (n *Node) Raft() *raft.Raft { return n.raft }
 const (
 	MethodTerm    = methodTerm
 	MethodPropose = methodPropose
+	MethodRemove  = methodRemove
 	MethodPromise = methodPromise
 	MethodFind    = methodFind
 	MethodYield   = methodYield

@@ -286,6 +286,35 @@ func TestAMemberIsNotRemovedWhenNoHealthyMajorityWouldBeLeft(t *testing.T) {
 	c.write("k", "v")
 }
 
+// The operator asked for it once: a connection that breaks is nothing to them.
+func TestARemovalWhoseConnectionBreaksIsAskedForAgain(t *testing.T) {
+	c := newCluster(t, nil)
+	c.healthy(c.leader())
+	m := c.prepare("e1", "east", command.RoleLearner, nil)
+	var calls atomic.Int64
+	m.wrapTransport = func(tr node.Transport) node.Transport {
+		return mute{tr, node.MethodRemove, func() (request, answer bool) { n := calls.Add(1); return n == 1, n == 2 }}
+	}
+	m.start()
+	m.waitJoined()
+	gone := c.followers()[0]
+	if err := m.n.Load().RemovePeer(c.bounded(), gone.id.ID, ""); err != nil {
+		t.Error(err)
+	}
+	if calls.Load() != 3 {
+		t.Errorf("asked %d times", calls.Load())
+	}
+	for _, s := range c.leader().n.Load().Raft().GetConfiguration().Configuration().Servers {
+		if string(s.ID) == gone.id.ID {
+			t.Error("it is still a member")
+		}
+	}
+	// One that was never there was not removed when an answer was lost.
+	if err := m.n.Load().RemovePeer(c.bounded(), "nobody", ""); !errors.Is(err, command.ErrNoTarget) {
+		t.Error(err)
+	}
+}
+
 // lateVoter has a voter's first answers to the question for its term be what late makes of them.
 type lateVoter struct {
 	node.Transport

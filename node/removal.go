@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -19,17 +20,27 @@ import (
 // Errors: command.ErrNoTarget, there is no such member, or without it the voters
 // that are left would have no healthy majority; command.ErrNoLeader.
 func (n *Node) RemovePeer(ctx context.Context, id, address string) error {
-	req, err := encode(removal{ID: id, Address: address})
-	if err != nil {
-		return err
-	}
-	_, err = n.atLeader(ctx, methodRemove, req, n.answerRemove)
-	return err
+	r := removal{ID: id, Address: address}
+	return n.withLeader(ctx, func(ctx context.Context, leader string) error {
+		if leader == n.id {
+			return n.remove(ctx, r)
+		}
+		req, err := encode(r)
+		if err != nil {
+			return err
+		}
+		_, err = n.parts.Transport.Call(ctx, leader, methodRemove, req)
+		r.Again = r.Again || errors.Is(err, command.ErrOutcomeUnknown)
+		return askAgain(err)
+	})
 }
 
 type removal struct {
 	ID      string `json:"id"`
 	Address string `json:"address"`
+	// Again: it was asked for before, and the answer was lost. So who is no member has
+	// been removed.
+	Again bool `json:"again,omitempty"`
 }
 
 func (n *Node) answerRemove(ctx context.Context, req []byte) ([]byte, error) {
@@ -53,6 +64,9 @@ func (n *Node) remove(ctx context.Context, r removal) error {
 	i := slices.IndexFunc(h.Members, func(m command.MemberHealth) bool {
 		return r.ID != "" && m.ID == r.ID || r.Address != "" && m.Address == r.Address
 	})
+	if i < 0 && r.Again {
+		return nil
+	}
 	if i < 0 {
 		what := fmt.Sprintf("id %q", r.ID)
 		if r.ID == "" {

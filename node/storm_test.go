@@ -193,14 +193,16 @@ func TestAWriteThatIsSentAgainTooSoonIsFound(t *testing.T) {
 	}
 }
 
-// mute loses answers to proposals on the way, and the connection with them.
+// mute loses answers to proposals, or to another method, on the way, and the connection
+// with them.
 type mute struct {
 	node.Transport
-	lose func() (request, answer bool)
+	method uint8
+	lose   func() (request, answer bool)
 }
 
 func (m mute) Call(ctx context.Context, to string, method uint8, req []byte) ([]byte, error) {
-	if method != node.MethodPropose {
+	if method != m.method {
 		return m.Transport.Call(ctx, to, method, req)
 	}
 	request, answer := m.lose()
@@ -220,7 +222,7 @@ func TestAWriteWhoseConnectionBreaksHappensOnceUnderTheSameLeader(t *testing.T) 
 	m := c.prepare("e1", "east", command.RoleLearner, nil)
 	var calls atomic.Int64
 	m.wrapTransport = func(tr node.Transport) node.Transport {
-		return mute{tr, func() (request, answer bool) { n := calls.Add(1); return n%5 == 1, n%5 == 2 }}
+		return mute{tr, node.MethodPropose, func() (request, answer bool) { n := calls.Add(1); return n%5 == 1, n%5 == 2 }}
 	}
 	m.start()
 	m.waitJoined()
