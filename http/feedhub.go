@@ -3,6 +3,8 @@ package http
 import (
 	"context"
 	"errors"
+	"iter"
+	"maps"
 	"math"
 	"slices"
 	"sort"
@@ -38,8 +40,10 @@ type feedHub struct {
 	mu    sync.Mutex
 	stop  context.CancelFunc // of the goroutine; nil while there is none
 	feeds map[*feed]struct{}
-	// prefixes counts the feeds of each.
+	// prefixes counts the feeds of each; wanted are all of them, nil when that must be
+	// found anew.
 	prefixes map[string]int
+	wanted   *prefixSet
 	joins    uint64
 	// ring has, of all changes after start and up to end, those that feeds want,
 	// oldest first.
@@ -72,7 +76,9 @@ func (h *feedHub) join(f *feed, applied uint64) {
 	f.joined, f.since = h.joins, h.end
 	h.joins++
 	h.feeds[f] = struct{}{}
-	h.prefixes[f.prefix]++
+	if h.prefixes[f.prefix]++; h.prefixes[f.prefix] == 1 {
+		h.wanted = nil
+	}
 }
 
 func (h *feedHub) leave(f *feed) {
@@ -81,6 +87,7 @@ func (h *feedHub) leave(f *feed) {
 	delete(h.feeds, f)
 	if h.prefixes[f.prefix]--; h.prefixes[f.prefix] == 0 {
 		delete(h.prefixes, f.prefix)
+		h.wanted = nil
 	}
 	if len(h.feeds) == 0 {
 		h.stop()
@@ -182,12 +189,12 @@ func (h *feedHub) step(ctx context.Context) (woken int, err error) {
 	var (
 		events  []feedEvent
 		reached command.Position
+		wanted  *prefixSet
 		joins   uint64
 		lost    bool // what follows end is no longer kept
 	)
 	_, err = h.s.node.Read(ctx, o, func(v command.View) (err error) {
-		var prefixes []string
-		prefixes, joins = h.wanted()
+		wanted, joins = h.want()
 		events, lost = nil, false
 		var wire []byte // of all events
 		var ends []int
@@ -195,7 +202,7 @@ func (h *feedHub) step(ctx context.Context) (woken int, err error) {
 			if len(wire) >= hubStep {
 				return false, nil
 			}
-			if !slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(ch.Record.Key, p) }) {
+			if !wanted.has(ch.Record.Key) {
 				return true, nil
 			}
 			wire, err = appendFeedChange(wire, v, ch)
@@ -226,14 +233,21 @@ func (h *feedHub) step(ctx context.Context) (woken int, err error) {
 	} else {
 		h.take(events, reached)
 	}
+	told := map[string]struct{}{} // prefixes of which there is an event
+	for _, e := range events {
+		for prefix := range wanted.of(e.key) {
+			told[prefix] = struct{}{}
+		}
+	}
 	for f := range h.feeds {
+		_, tell := told[f.prefix]
 		switch {
 		case f.joined >= joins:
 			// Its prefix was not looked for.
 			f.since = reached
 		case !f.waiting:
 			continue
-		case !lost && !slices.ContainsFunc(events, func(e feedEvent) bool { return strings.HasPrefix(e.key, f.prefix) }):
+		case !lost && !tell:
 			if f.pos.Before(reached) {
 				f.pos = reached
 			}
@@ -247,17 +261,53 @@ func (h *feedHub) step(ctx context.Context) (woken int, err error) {
 	return woken, nil
 }
 
-// wanted are the prefixes of all feeds that have joined so far.
-func (h *feedHub) wanted() (prefixes []string, joins uint64) {
+// want gives the prefixes of all feeds that have joined so far.
+func (h *feedHub) want() (wanted *prefixSet, joins uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.prefixes[""] > 0 {
-		return []string{""}, h.joins // all others are among it
+	if h.wanted == nil {
+		h.wanted = newPrefixSet(maps.Keys(h.prefixes))
 	}
-	for p := range h.prefixes {
-		prefixes = append(prefixes, p)
+	return h.wanted, h.joins
+}
+
+// prefixSet finds which of many prefixes a key begins with, in a time that grows with
+// how many lengths they have: ten thousand feeds of a key each have a few. It is never changed.
+type prefixSet struct {
+	all     map[string]struct{}
+	lengths []int // that they have, ascending
+}
+
+func newPrefixSet(prefixes iter.Seq[string]) *prefixSet {
+	s := &prefixSet{all: map[string]struct{}{}}
+	lengths := map[int]struct{}{}
+	for p := range prefixes {
+		s.all[p], lengths[len(p)] = struct{}{}, struct{}{}
 	}
-	return prefixes, h.joins
+	s.lengths = slices.Sorted(maps.Keys(lengths))
+	return s
+}
+
+// of yields the prefixes that a key begins with, the shortest first.
+func (s *prefixSet) of(key string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, n := range s.lengths {
+			if n > len(key) {
+				return
+			}
+			if _, ok := s.all[key[:n]]; ok && !yield(key[:n]) {
+				return
+			}
+		}
+	}
+}
+
+// has reports whether a key begins with any of them.
+func (s *prefixSet) has(key string) bool {
+	for range s.of(key) {
+		return true
+	}
+	return false
 }
 
 // take puts events into the ring, and drops the oldest when it is full.
