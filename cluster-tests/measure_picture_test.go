@@ -77,7 +77,7 @@ const (
 	panelWidth  = pictureWidth / 2
 	panelHeight = 210
 	panelLeft   = 62 // of the lines: names of the grid
-	panelRight  = 24
+	panelRight  = 32 // half of the name of the last tick
 	panelTop    = 26 // title
 	panelBottom = 34 // names of the ticks
 )
