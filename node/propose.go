@@ -238,14 +238,18 @@ func (n *Node) withLeader(ctx context.Context, do func(ctx context.Context, lead
 // it fails with an error that tryElsewhere accepts.
 func (n *Node) atLeader(ctx context.Context, method uint8, req []byte, do func(context.Context, []byte) ([]byte, error)) (answer []byte, err error) {
 	err = n.withLeader(ctx, func(ctx context.Context, leader string) error {
-		if leader == n.id {
-			answer, err = do(ctx, req)
-		} else {
-			answer, err = n.parts.Transport.Call(ctx, leader, method, req)
-		}
+		answer, err = n.callOn(ctx, leader, method, req, do)
 		return err
 	})
 	return answer, err
+}
+
+// callOn runs do on a node: here, or there as a call.
+func (n *Node) callOn(ctx context.Context, id string, method uint8, req []byte, do func(context.Context, []byte) ([]byte, error)) ([]byte, error) {
+	if id == n.id {
+		return do(ctx, req)
+	}
+	return n.parts.Transport.Call(ctx, id, method, req)
 }
 
 // retryInterval is how often a waiting request looks for the leader without

@@ -22,14 +22,11 @@ import (
 func (n *Node) RemovePeer(ctx context.Context, id, address string) error {
 	r := removal{ID: id, Address: address}
 	return n.withLeader(ctx, func(ctx context.Context, leader string) error {
-		if leader == n.id {
-			return n.remove(ctx, r)
-		}
 		req, err := encode(r)
 		if err != nil {
 			return err
 		}
-		_, err = n.parts.Transport.Call(ctx, leader, methodRemove, req)
+		_, err = n.callOn(ctx, leader, methodRemove, req, n.answerRemove)
 		r.Again = r.Again || errors.Is(err, command.ErrOutcomeUnknown)
 		return askAgain(err)
 	})

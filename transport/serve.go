@@ -140,16 +140,9 @@ func (t *Transport) ask(c *conn, rpc raft.RPC, answer <-chan raft.RPCResponse) (
 			return raft.RPCResponse{Error: errMayNotLead}, nil
 		}
 	case *raft.AppendEntriesRequest:
-		if fn := t.heartbeat.Load(); fn != nil && isHeartbeat(req) && req.Term != 0 && req.Addr != nil {
-			beside := true
-			if t.cfg.InTerm == nil {
-				(*fn)(rpc)
-			} else {
-				beside = t.cfg.InTerm(req.Term, func() { (*fn)(rpc) })
-			}
-			if beside {
-				return await(c, answer)
-			}
+		if fn := t.heartbeat.Load(); fn != nil && isHeartbeat(req) && req.Term != 0 && req.Addr != nil &&
+			t.inTerm(req.Term, func() { (*fn)(rpc) }) {
+			return await(c, answer)
 		}
 	}
 	select {
@@ -232,6 +225,15 @@ func (t *Transport) deliver() {
 		}
 		timeout.Stop()
 	}
+}
+
+// inTerm is Config.InTerm.
+func (t *Transport) inTerm(term uint64, fn func()) bool {
+	if t.cfg.InTerm != nil {
+		return t.cfg.InTerm(term, fn)
+	}
+	fn()
+	return true
 }
 
 func (t *Transport) mayLead() bool { return t.cfg.MayLead != nil && t.cfg.MayLead() }
